@@ -1,0 +1,1 @@
+"""Importable helpers of the scripts; each script does one job with them."""

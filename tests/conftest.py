@@ -1,0 +1,27 @@
+"""What every test needs before torch, Triton or flashinfer-bench is imported."""
+
+import os
+import tempfile
+
+import pytest
+import torch
+
+HAS_CUDA = torch.cuda.is_available()
+
+if not HAS_CUDA:
+    # Triton decides between compiler and interpreter when it is imported.
+    os.environ["TRITON_INTERPRET"] = "1"
+
+
+# flashinfer-bench writes built sources and logs here, instead of into the user's cache.
+CACHE = tempfile.TemporaryDirectory(prefix="flashinfer_bench_")
+os.environ["FIB_CACHE_PATH"] = CACHE.name
+
+
+def pytest_collection_modifyitems(items):
+    """Tests marked `gpu` are skipped, visibly, on a machine without a CUDA device."""
+    if HAS_CUDA:
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
