@@ -1,0 +1,70 @@
+#!/usr/bin/env python3
+"""Pack solutions/<name>/ folders into the JSON files that flashinfer-bench reads.
+
+Each folder's files, and the files of solutions/common/ that they import, go into
+solutions/<name>/solution.json; with --into PATH, into a clone of the official dataset as
+PATH/solutions/<author>/<op_type>/<definition>/<name>.json. Every folder that packs is packed; the
+exit status is 1 if one does not, and 2 if an argument is wrong.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from bundle.packing import PACKED_FILE, pack_folders, pack_in_place, solution_folders
+from bundle.paths import ROOT, BadInput, check_root, load_definition
+from flashinfer_bench.data import save_json_file
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="solutions to pack (all)")
+    parser.add_argument(
+        "--into", type=Path, metavar="PATH", help="a clone of the dataset that has the definition"
+    )
+    parser.add_argument(
+        "--local", type=Path, default=ROOT, metavar="ROOT", help="the bundle (this one)"
+    )
+    arguments = parser.parse_args()
+    try:
+        folders = _select(check_root(arguments.local), arguments.names)
+        if arguments.into:
+            written, problems = _pack_into(folders, check_root(arguments.into))
+        else:
+            problems = pack_in_place(folders, arguments.local.resolve())
+            written = [path for path in (f / PACKED_FILE for f in folders) if path.exists()]
+    except BadInput as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for path in written:
+        print(path)
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+def _select(root: Path, names: list[str]) -> list[Path]:
+    """The folders of the named solutions, or all."""
+    folders = {folder.name: folder for folder in solution_folders(root)}
+    unknown = sorted(set(names) - set(folders))
+    if unknown:
+        raise BadInput(f"NAME: expected some of {', '.join(folders)}, got {', '.join(unknown)}")
+    return [folders[name] for name in names or folders]
+
+
+def _pack_into(folders: list[Path], dataset: Path) -> tuple[list[Path], list[str]]:
+    """Write the packed solutions into another dataset, in the official one's layout."""
+    solutions, problems = pack_folders(folders, dataset)
+    written = []
+    for solution in solutions.values():
+        op_type = load_definition(dataset, solution.definition).op_type
+        folder = dataset / "solutions" / solution.author / op_type / solution.definition
+        written.append(folder / f"{solution.name}.json")
+        save_json_file(solution, written[-1])
+    return written, problems
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,275 @@
+#!/usr/bin/env python3
+"""Benchmark the solutions with flashinfer-bench and store the traces.
+
+On a CUDA device the harness's own runner and evaluator do the work, with its defaults (10 warm-up
+runs, 50 iterations, 3 trials) and all workloads, and traces go to traces/. Without one, every
+solution that can is run on the CPU, once, on the two smallest workloads, and traces go to
+traces_cpu/; Triton kernels are interpreted.
+
+A trace replaces an older one of the same solution on the same workload. Finished traces are kept
+when the run is interrupted; --resume then skips whatever has a trace, failed ones included.
+
+Exit status: 0 if everything that ran PASSED, 1 if not, 2 if an argument or a file is wrong.
+"""
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+
+import torch
+from bundle.cpu_runner import CpuBenchmark
+from bundle.dataset import check_blobs, describe, load_dataset
+from bundle.packing import CONFIG_FILE, Requires, pack_in_place, read_config, solution_folders
+from bundle.paths import ROOT, BadInput, check_root
+from bundle.replicas import prepare
+from bundle.requirements import Device, current_device, why_not
+from bundle.session import Job, run_job, split, unfinished
+from flashinfer_bench.bench import Benchmark, BenchmarkConfig
+from flashinfer_bench.data import EvaluationStatus, Solution, Trace, TraceSet
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+CPU_WORKLOADS = 2
+
+
+def main() -> int:
+    # With several visible GPUs, 0.1.2 lets two solutions talk over one worker's pipe.
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
+    device = current_device()
+    arguments = parse_arguments(device)
+    if arguments.where:
+        print(arguments.traces)
+        return 0
+    if not device.is_cuda:
+        os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, which is later
+    console = Console()
+    logger = logging.getLogger("flashinfer_bench")
+    logger.addHandler(RichHandler(logging.ERROR, console, show_path=False))
+    logger.propagate = False
+    try:
+        return run(arguments, device, console)
+    except BadInput as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        console.print(f"Interrupted. Finished traces are in {arguments.traces}: see --resume.")
+        return 130
+
+
+def parse_arguments(device: Device) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--local", type=Path, default=ROOT, metavar="ROOT", help="dataset (default: this bundle)")
+    add("--definitions", nargs="+", metavar="NAME", help="definitions to run (all)")
+    add("--solutions", nargs="+", metavar="NAME", help="solutions to run (all that can run here)")
+    add(
+        "--workloads",
+        nargs="+",
+        metavar="W",
+        help="workloads to run, each a value of a variable axis (1,7: seq_len 1 and 7) or a uuid",
+    )
+    add("--traces", type=Path, metavar="DIR", help="folder for the traces")
+    add("--resume", action="store_true", help="skip what has a trace in --traces")
+    add("--rtol", type=float, default=0.2, help="relative tolerance (%(default)s)")
+    add("--atol", type=float, default=0.1, help="absolute tolerance (%(default)s)")
+    add(
+        "--required-matched-ratio",
+        type=float,
+        default=0.85,
+        metavar="RATIO",
+        help="share of elements that must be within either tolerance (%(default)s)",
+    )
+    runs = (10, 50, 3) if device.is_cuda else (0, 1, 1)
+    for name, value in zip(("warmup-runs", "iterations", "num-trials"), runs, strict=True):
+        add(f"--{name}", type=int, default=value, metavar="N", help=f"(here: {value})")
+    add("--timeout", type=int, default=300, metavar="S", help="seconds per solution (%(default)s)")
+    add("--where", action="store_true", help="print the folder of the traces, and do nothing")
+    arguments = parser.parse_args()
+    if arguments.traces is None:
+        arguments.traces = arguments.local / ("traces" if device.is_cuda else "traces_cpu")
+    return arguments
+
+
+def run(arguments: argparse.Namespace, device: Device, console: Console) -> int:
+    """Pack, prepare, select, run; returns the exit status."""
+    if torch.cuda.device_count() > 1:
+        raise BadInput(
+            f"CUDA_VISIBLE_DEVICES: expected one GPU, got {os.environ['CUDA_VISIBLE_DEVICES']!r}"
+        )
+    config = make_config(arguments)
+    root = check_root(arguments.local)
+    problems = pack_in_place(solution_folders(root), root)
+    for problem in problems:
+        console.print(f"[red]does not pack:[/] {escape(problem)}", highlight=False, soft_wrap=True)
+    try:
+        prepare(root)
+    except (OSError, ValueError) as error:
+        raise BadInput(f"blobs of {root}: {error}") from error
+    trace_set = load_dataset(root)
+
+    jobs = select_jobs(trace_set, arguments, device, console)
+    if arguments.resume:
+        jobs = unfinished(jobs, arguments.traces)
+    if not jobs:
+        console.print(f"Nothing left to run: everything has a trace in {arguments.traces}")
+        return 0
+    if not device.is_cuda:
+        # the CPU runner keeps the baseline, so it costs nothing to store each trace at once
+        jobs = split(jobs)
+    for job in jobs:
+        check_blobs(job.definition, job.workload.workload, root)
+    console.print(f"On {device.name}, {sum(len(job.solutions) for job in jobs)} evaluations.")
+    benchmark = (Benchmark if device.is_cuda else CpuBenchmark)(TraceSet(root=root), config)
+    try:
+        passed, total = run_jobs(benchmark, jobs, arguments.traces, console)
+    finally:
+        benchmark.close()
+    console.print(f"{passed} of {total} PASSED. Traces are in {arguments.traces}")
+    return 0 if passed == total and (arguments.solutions or not problems) else 1
+
+
+def make_config(arguments: argparse.Namespace) -> BenchmarkConfig:
+    try:
+        return BenchmarkConfig(
+            warmup_runs=arguments.warmup_runs,
+            iterations=arguments.iterations,
+            num_trials=arguments.num_trials,
+            rtol=arguments.rtol,
+            atol=arguments.atol,
+            required_matched_ratio=arguments.required_matched_ratio,
+            timeout_seconds=arguments.timeout,
+        )
+    except ValueError as error:
+        raise BadInput(str(error)) from error
+
+
+def select_jobs(
+    trace_set: TraceSet, arguments: argparse.Namespace, device: Device, console: Console
+) -> list[Job]:
+    """One job per selected workload; solutions that cannot run here are listed and left out."""
+    definitions = list(trace_set.definitions.values())
+    if arguments.definitions:
+        check_known("--definitions", arguments.definitions, trace_set.definitions)
+        definitions = [d for d in definitions if d.name in arguments.definitions]
+    solutions = [s for d in definitions for s in trace_set.solutions.get(d.name, [])]
+    if arguments.solutions:
+        check_known("--solutions", arguments.solutions, [s.name for s in solutions])
+        solutions = [s for s in solutions if s.name in arguments.solutions]
+    runnable = []
+    for solution in solutions:
+        reason = why_not(requirements_of(solution, trace_set.root), device)
+        if reason is None:
+            runnable.append(solution)
+        else:
+            console.print(f"{solution.name} cannot run here: {escape(reason)}", soft_wrap=True)
+    if not runnable:
+        raise BadInput(f"--solutions: none of {[s.name for s in solutions]} can run here")
+
+    served = dict.fromkeys(solution.definition for solution in runnable)
+    workloads = [row for name in served for row in trace_set.workloads.get(name, [])]
+    if arguments.workloads:
+        wanted = [token for item in arguments.workloads for token in item.split(",")]
+        check_known("--workloads", wanted, [key for row in workloads for key in keys_of(row)])
+        workloads = [row for row in workloads if keys_of(row) & set(wanted)]
+    elif not device.is_cuda:
+        workloads = [row for name in served for row in smallest(trace_set.workloads.get(name, []))]
+    if not workloads:
+        raise BadInput(f"{trace_set.root} has no workloads of {', '.join(served)}")
+    return [
+        Job(
+            trace_set.definitions[row.definition],
+            row,
+            [s for s in runnable if s.definition == row.definition],
+        )
+        for row in workloads
+    ]
+
+
+def check_known(option: str, given: list[str], known) -> None:
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        raise BadInput(
+            f"{option}: expected some of {', '.join(dict.fromkeys(known))}; "
+            f"got {', '.join(unknown)}"
+        )
+
+
+def smallest(workloads: list[Trace]) -> list[Trace]:
+    """The few workloads of one definition that a CPU can be asked to run."""
+    return sorted(workloads, key=lambda row: sum(row.workload.axes.values()))[:CPU_WORKLOADS]
+
+
+def keys_of(row: Trace) -> set[str]:
+    """What selects a workload on the command line."""
+    return {row.workload.uuid, *map(str, row.workload.axes.values())}
+
+
+def requirements_of(solution: Solution, root: Path) -> Requires:
+    """From solution.toml: the dataset's own, or this bundle's for a solution that was packed into
+    another dataset. One that is nothing but JSON tells by its target hardware if it needs CUDA.
+    """
+    for folder in (root / "solutions" / solution.name, ROOT / "solutions" / solution.name):
+        if (folder / CONFIG_FILE).exists():
+            return read_config(folder).requires
+    return Requires(cpu="cpu" in solution.spec.target_hardware)
+
+
+def run_jobs(
+    benchmark: Benchmark, jobs: list[Job], traces_dir: Path, console: Console
+) -> tuple[int, int]:
+    """Run all jobs under a progress bar, print a line per result; returns (passed, total)."""
+    total = sum(len(job.solutions) for job in jobs)
+    passed = 0
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    times = (TimeElapsedColumn(), TextColumn("left:"), TimeRemainingColumn())
+    with Progress(*columns, *times, console=console) as progress:
+        task = progress.add_task("", total=total)
+        for job in jobs:
+            workload = describe(job.workload.workload)
+            progress.update(task, description=workload)
+            missing = {solution.name for solution in job.solutions}
+            for trace in run_job(benchmark, job, traces_dir):
+                console.print(result_line(trace), highlight=False, soft_wrap=True)
+                missing.discard(trace.solution)
+                passed += trace.is_successful()
+                progress.advance(task)
+            for name in sorted(missing):
+                console.print(f"{workload}  {name}  [red]not run: the reference failed[/]")
+                progress.advance(task)
+    return passed, total
+
+
+def result_line(trace: Trace) -> str:
+    """Workload, solution, status, and what was measured or the last line of the log."""
+    evaluation = trace.evaluation
+    line = f"{describe(trace.workload)}  {trace.solution}  "
+    if evaluation.status is EvaluationStatus.PASSED:
+        performance = evaluation.performance
+        line += (
+            f"[green]PASSED[/]  {performance.latency_ms:.3f} ms, "
+            f"{performance.speedup_factor:.2f}x the reference"
+        )
+    else:
+        line += f"[red]{evaluation.status.value}[/]"
+    if evaluation.correctness and evaluation.correctness.extra:
+        line += f", matched ratio {evaluation.correctness.extra['matched_ratio']:.4f}"
+    elif evaluation.log.strip():
+        line += f"  {escape(evaluation.log.strip().splitlines()[-1])}"
+    return line
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,7 @@
+"""The right answer."""
+
+from ..common.moe import compute
+
+
+def run(routing_logits, hidden_states, weights, weights_scale, scaling_factor, output):
+    output.copy_(compute(routing_logits, hidden_states, weights, weights_scale, scaling_factor))

@@ -1,0 +1,46 @@
+"""Which solutions can run here, and what is said about those that cannot."""
+
+import pytest
+from bundle.packing import Requires
+from bundle.requirements import Device, current_device, why_not
+
+CPU = Device("CPU", None)
+A100 = Device("NVIDIA A100", 80)
+H100 = Device("NVIDIA H100", 90)
+
+
+@pytest.mark.parametrize(
+    ("requires", "device", "reason"),
+    [
+        ({}, H100, None),
+        ({}, CPU, "needs a CUDA device"),
+        ({"cpu": True}, CPU, None),
+        ({"cpu": True}, H100, None),
+        ({"compute_capabilities": [90, 100]}, H100, None),
+        (
+            {"compute_capabilities": [90, 100]},
+            A100,
+            "needs sm_90 or sm_100, this is sm_80 (NVIDIA A100)",
+        ),
+        ({"cpu": True, "compute_capabilities": [90]}, CPU, None),
+        ({"modules": ["json", "email.mime"]}, H100, None),
+        (
+            {"modules": ["json", "no_such_one"], "install": "pip install it"},
+            H100,
+            "needs the module no_such_one: pip install it",
+        ),
+        (
+            {"modules": ["none.at_all", "nothing"], "install": "pip install both"},
+            CPU,
+            "needs a CUDA device; needs the modules none.at_all, nothing: pip install both",
+        ),
+    ],
+)
+def test_why_not(requires, device, reason):
+    assert why_not(Requires(**requires), device) == reason
+
+
+@pytest.mark.gpu
+def test_current_device_is_the_gpu():
+    device = current_device()
+    assert device.is_cuda and device.compute_capability >= 70
