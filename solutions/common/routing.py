@@ -1,0 +1,337 @@
+"""Routing and permutation on the device: logits -> rows grouped by local expert.
+
+A *row* is one (token, local expert) pair. Rows are ordered by local expert, then by token, and
+`expert_offsets` delimits the experts, so a grouped GEMM reads expert e's rows at
+[expert_offsets[e], expert_offsets[e + 1]). The number of rows is known on the device only; the
+buffers hold the most there can be. Everything is deterministic: no atomics.
+
+`select_kernel` picks the experts of a block of tokens; `permute_kernel` numbers the rows, each
+program reading every block's counts.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from .geometry import Geometry
+from .launch import Launcher
+
+
+class Routing(NamedTuple):
+    """What describes the rows, on the device: tensors or, from a Workspace, their addresses."""
+
+    expert_offsets: object  # int32 [E + 1], prefix sums of the rows per local expert
+    row_token: object  # int32 [max_rows], token of each row
+    row_weight: object  # fp32 [max_rows], combine weight times routed_scaling_factor
+    token_rows: object  # int32 [T, top_k], rows of each token ascending, then -1
+
+
+@triton.jit
+def _sortable(x):
+    """fp32 -> int32 whose signed order is that of the floats, every NaN above +Inf.
+
+    The reference sorts in descending order, where torch puts NaN first.
+    """
+    bits = tl.where(x == x, x.to(tl.int32, bitcast=True), 0x7FC00000)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+@triton.jit
+def _unsortable(key):
+    """Inverse of `_sortable`."""
+    return (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _take_max(keys, ids, TAKEN: tl.constexpr, NUM_IDS: tl.constexpr):
+    """Each token's largest key, its lowest id among equals, and the keys without it.
+
+    The tensors are [BLOCK_T, A, B, 2]; everything but the token is reduced.
+    """
+    best = tl.max(tl.max(tl.max(keys, 3, keep_dims=True), 2, keep_dims=True), 1, keep_dims=True)
+    id = tl.where(keys == best, ids, NUM_IDS)
+    id = tl.min(tl.min(tl.min(id, 3, keep_dims=True), 2, keep_dims=True), 1, keep_dims=True)
+    return id, tl.where(ids == id, TAKEN, keys)
+
+
+@triton.jit
+def _sigmoid(x):
+    return 1.0 / (1.0 + tl.exp(-x))
+
+
+@triton.jit
+def _select(
+    logits_ptr,
+    bias_ptr,
+    token,
+    num_tokens,
+    local_expert_offset,
+    routed_scaling_factor,
+    BLOCK_T: tl.constexpr,
+    NUM_EXPERTS: tl.constexpr,
+    NUM_LOCAL: tl.constexpr,
+    NUM_GROUPS: tl.constexpr,
+    NUM_TOP_GROUPS: tl.constexpr,
+    TOP_K: tl.constexpr,
+):
+    """Which local experts each token picked, int32 0/1 [BLOCK_T, NUM_LOCAL], and their weights.
+
+    A warp holds a token's experts as two halves side by side in its registers (join), so that no
+    reduction crosses warps: expert = half * NUM_EXPERTS / 2 + column.
+    """
+    HALF: tl.constexpr = NUM_EXPERTS // 2
+    GROUP_SIZE: tl.constexpr = NUM_EXPERTS // NUM_GROUPS
+    GROUPS_PER_HALF: tl.constexpr = NUM_GROUPS // 2
+    TAKEN: tl.constexpr = -(2**31)
+    in_range = token < num_tokens
+    row = logits_ptr + token[:, None] * NUM_EXPERTS
+    column = tl.arange(0, HALF)[None, :]
+    low = _sigmoid(tl.load(row + column, mask=in_range[:, None], other=0.0))
+    high = _sigmoid(tl.load(row + HALF + column, mask=in_range[:, None], other=0.0))
+    low += tl.load(bias_ptr + column).to(tl.float32)
+    high += tl.load(bias_ptr + HALF + column).to(tl.float32)
+    keys = tl.join(_sortable(low), _sortable(high))
+    keys = tl.reshape(keys, [BLOCK_T, GROUPS_PER_HALF, GROUP_SIZE, 2])
+    half = tl.arange(0, 2)[None, None, None, :]
+    group = half * GROUPS_PER_HALF + tl.arange(0, GROUPS_PER_HALF)[None, :, None, None]
+    member = tl.arange(0, GROUP_SIZE)[None, None, :, None]
+    expert = group * GROUP_SIZE + member
+
+    # a group's score is the sum of its two best experts; the best groups stay eligible
+    first = tl.max(keys, 2, keep_dims=True)
+    first_member = tl.min(tl.where(keys == first, member, GROUP_SIZE), 2, keep_dims=True)
+    second = tl.max(tl.where(member == first_member, TAKEN, keys), 2, keep_dims=True)
+    group_keys = _sortable(_unsortable(first) + _unsortable(second))
+    kept = tl.zeros([BLOCK_T, GROUPS_PER_HALF, 1, 2], tl.int32)
+    for _ in range(NUM_TOP_GROUPS):
+        best_group, group_keys = _take_max(group_keys, group, TAKEN, NUM_GROUPS)
+        kept = tl.where(group == best_group, 1, kept)
+    keys = tl.where(kept == 1, keys, TAKEN)
+
+    local = tl.arange(0, NUM_LOCAL)[None, :] + local_expert_offset
+    picked = tl.zeros([BLOCK_T, NUM_LOCAL], tl.int32)
+    chosen = tl.zeros([BLOCK_T, TOP_K], tl.int32)
+    slot = tl.arange(0, TOP_K)[None, :]
+    for k in range(TOP_K):
+        best, keys = _take_max(keys, expert, TAKEN, NUM_EXPERTS)
+        best = tl.reshape(best, [BLOCK_T, 1])
+        chosen = tl.where(slot == k, best, chosen)
+        picked = tl.where(local == best, 1, picked)
+    picked = tl.where(in_range[:, None], picked, 0)
+    scores = _sigmoid(tl.load(row + chosen, mask=in_range[:, None], other=0.0))
+    weight = _sigmoid(tl.load(row + local, mask=picked == 1, other=0.0))
+    total = tl.sum(scores, 1, keep_dims=True) + 1e-20
+    return picked, weight / total * routed_scaling_factor
+
+
+@triton.jit
+def _place(
+    row_token_ptr,
+    row_weight_ptr,
+    token_rows_ptr,
+    token,
+    num_tokens,
+    picked,
+    weight,
+    first_row,
+    TOP_K: tl.constexpr,
+):
+    """Number the rows of a block of tokens; first_row [NUM_LOCAL] is each expert's next row."""
+    taken = picked == 1
+    rank = tl.cumsum(picked, 0) - picked
+    row = first_row[None, :] + rank
+    tokens = tl.broadcast_to(token[:, None], row.shape)
+    tl.store(row_token_ptr + row, tokens, mask=taken)
+    tl.store(row_weight_ptr + row, weight, mask=taken)
+
+    # picked experts fill a token's slots from the left, unpicked ones pad with -1 from the right
+    count = tl.sum(picked, 1, keep_dims=True)
+    unpicked = 1 - picked
+    slot = tl.where(
+        taken, tl.cumsum(picked, 1) - picked, TOP_K - 1 - (tl.cumsum(unpicked, 1) - unpicked)
+    )
+    wanted = (taken | (slot >= count)) & (token[:, None] < num_tokens)
+    tl.store(token_rows_ptr + tokens * TOP_K + slot, tl.where(taken, row, -1), mask=wanted)
+
+
+@triton.jit
+def _store_offsets(expert_offsets_ptr, counts, NUM_LOCAL: tl.constexpr):
+    expert = tl.arange(0, NUM_LOCAL)
+    tl.store(expert_offsets_ptr + expert + 1, tl.cumsum(counts, 0))
+    tl.store(expert_offsets_ptr + expert, tl.cumsum(counts, 0) - counts, mask=expert == 0)
+
+
+@triton.jit(do_not_specialize=["num_tokens", "local_expert_offset"])
+def select_kernel(
+    logits_ptr,
+    bias_ptr,
+    block_counts_ptr,
+    picked_ptr,
+    weight_ptr,
+    num_tokens,
+    local_expert_offset,
+    routed_scaling_factor,
+    BLOCK_T: tl.constexpr,
+    NUM_EXPERTS: tl.constexpr,
+    NUM_LOCAL: tl.constexpr,
+    NUM_GROUPS: tl.constexpr,
+    NUM_TOP_GROUPS: tl.constexpr,
+    TOP_K: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Writes per-block counts int32 [blocks, E], picks as a bit mask int32 [T], weights [T, E]."""
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+    token = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
+    picked, weight = _select(
+        logits_ptr, bias_ptr, token, num_tokens, local_expert_offset, routed_scaling_factor,
+        BLOCK_T, NUM_EXPERTS, NUM_LOCAL, NUM_GROUPS, NUM_TOP_GROUPS, TOP_K,
+    )  # fmt: skip
+    local = tl.arange(0, NUM_LOCAL)
+    tl.store(block_counts_ptr + tl.program_id(0) * NUM_LOCAL + local, tl.sum(picked, 0))
+    tl.store(picked_ptr + token, tl.sum(picked << local[None, :], 1), mask=token < num_tokens)
+    tl.store(
+        weight_ptr + token[:, None] * NUM_LOCAL + local[None, :], weight, mask=picked == 1
+    )
+
+
+@triton.jit(do_not_specialize=["num_tokens", "num_blocks"])
+def permute_kernel(
+    block_counts_ptr,
+    picked_ptr,
+    weight_ptr,
+    expert_offsets_ptr,
+    row_token_ptr,
+    row_weight_ptr,
+    token_rows_ptr,
+    num_tokens,
+    num_blocks,
+    BLOCK_T: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    NUM_LOCAL: tl.constexpr,
+    TOP_K: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Numbers the rows of one block of tokens; every program sums all blocks' counts."""
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    block = tl.program_id(0)
+    local = tl.arange(0, NUM_LOCAL)
+    totals = tl.zeros([BLOCK_B, NUM_LOCAL], tl.int32)
+    before = tl.zeros([BLOCK_B, NUM_LOCAL], tl.int32)
+    for start in range(0, num_blocks, BLOCK_B):
+        other = start + tl.arange(0, BLOCK_B)[:, None]
+        counts = tl.load(
+            block_counts_ptr + other * NUM_LOCAL + local[None, :], mask=other < num_blocks, other=0
+        )
+        totals += counts
+        before += tl.where(other < block, counts, 0)
+    counts = tl.sum(totals, 0)
+    if block == 0:
+        _store_offsets(expert_offsets_ptr, counts, NUM_LOCAL)
+
+    token = block * BLOCK_T + tl.arange(0, BLOCK_T)
+    bits = tl.load(picked_ptr + token, mask=token < num_tokens, other=0)
+    picked = (bits[:, None] >> local[None, :]) & 1
+    weight = tl.load(
+        weight_ptr + token[:, None] * NUM_LOCAL + local[None, :], mask=picked == 1, other=0.0
+    )
+    first_row = tl.cumsum(counts, 0) - counts + tl.sum(before, 0)
+    _place(
+        row_token_ptr, row_weight_ptr, token_rows_ptr, token, num_tokens, picked, weight,
+        first_row, TOP_K,
+    )  # fmt: skip
+
+
+_INT, _FP = torch.int32, torch.float32
+_select_picks = Launcher(
+    select_kernel,
+    logits_ptr=_FP,
+    bias_ptr=torch.bfloat16,
+    block_counts_ptr=_INT,
+    picked_ptr=_INT,
+    weight_ptr=_FP,
+)
+_permute = Launcher(
+    permute_kernel,
+    block_counts_ptr=_INT,
+    picked_ptr=_INT,
+    weight_ptr=_FP,
+    expert_offsets_ptr=_INT,
+    row_token_ptr=_INT,
+    row_weight_ptr=_FP,
+    token_rows_ptr=_INT,
+)
+
+
+class Blocks(NamedTuple):
+    """How many tokens a program takes, and with how many warps; measured on an H200."""
+
+    tokens: int
+    warps: int
+
+
+def blocks_for(num_tokens: int) -> Blocks:
+    """Few tokens: a program each. Many: larger blocks, so that the counts stay short."""
+    if num_tokens <= 256:
+        return Blocks(1, 1)
+    return Blocks(8, 8) if num_tokens <= 4096 else Blocks(16, 8)
+
+
+def max_rows(geometry: Geometry, num_tokens: int) -> int:
+    """Most rows there can be: all of a token's experts are local."""
+    return num_tokens * min(geometry.top_k, geometry.num_local_experts)
+
+
+def routing_buffers(geometry: Geometry, num_tokens: int) -> tuple:
+    """Buffers that `route` needs, for a Workspace: the fields of Routing, then scratch."""
+    rows, experts = max_rows(geometry, num_tokens), geometry.num_local_experts
+    return (
+        (_INT, experts + 1),
+        (_INT, rows),
+        (_FP, rows),
+        (_INT, num_tokens, geometry.top_k),
+        (_INT, triton.cdiv(num_tokens, blocks_for(num_tokens).tokens), experts),
+        (_INT, num_tokens),
+        (_FP, num_tokens, experts),
+    )
+
+
+def route(
+    geometry: Geometry,
+    routing_logits: torch.Tensor,
+    routing_bias: torch.Tensor,
+    local_expert_offset: int,
+    routed_scaling_factor: float,
+    buffers: list,
+    pdl: bool = False,
+) -> Routing:
+    """Route [T, num_experts] fp32 logits with a [num_experts] bf16 bias; T > 0.
+
+    buffers: those of `routing_buffers`. pdl lets the kernel launched next start early; that kernel
+    must then wait for this one (griddepcontrol.wait) before it reads the result.
+    """
+    num_tokens = routing_logits.shape[0]
+    *routing, block_counts, picked, weight = buffers
+    experts, top_k = geometry.num_local_experts, geometry.top_k
+    block = blocks_for(num_tokens)
+    programs = triton.cdiv(num_tokens, block.tokens)
+    _select_picks(
+        (programs, 1, 1),
+        (routing_logits, routing_bias, block_counts, picked, weight, num_tokens,
+         local_expert_offset, routed_scaling_factor),
+        (block.tokens, geometry.num_experts, experts, geometry.num_groups,
+         geometry.num_top_groups, top_k, pdl),
+        num_warps=block.warps,
+    )  # fmt: skip
+    _permute(
+        (programs, 1, 1),
+        (block_counts, picked, weight, *routing, num_tokens, programs),
+        (block.tokens, 64, experts, top_k, pdl),
+        num_warps=4,
+        launch_pdl=pdl,
+    )
+    return Routing(*routing)

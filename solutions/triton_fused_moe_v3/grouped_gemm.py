@@ -1,0 +1,184 @@
+"""FP8 block-scaled grouped GEMMs over ragged rows, fused with the layer's pointwise stages.
+
+Both kernels walk the tiles of all experts with a persistent grid and read the rows per expert
+from `expert_offsets`, so the host never waits for them. A program multiplies BLOCK_T rows with two
+BLOCK-row weight tiles at once (BLOCK = 128, the edge of a scale block): up and gate of the same
+columns in GEMM1, neighbours in GEMM2.
+
+The tensor core adds up the 128 products of one scale block only; each partial sum is then scaled
+and added in fp32 (DeepSeek-V3 technical report, section 3.3.2). SWAP_AB puts the weights on the
+tensor core's M side, whose atom is 64 rows, and the few tokens on N.
+"""
+
+import triton
+import triton.language as tl
+
+from ..common.quantize import quantize_e4m3
+
+
+@triton.jit
+def _tiles_of_experts(expert_offsets_ptr, TILES_N, BLOCK_T: tl.constexpr, NUM_LOCAL: tl.constexpr):
+    """Row ranges and tile counts of all experts."""
+    expert = tl.arange(0, NUM_LOCAL)
+    start = tl.load(expert_offsets_ptr + expert)
+    end = tl.load(expert_offsets_ptr + expert + 1)
+    return start, end, tl.cdiv(end - start, BLOCK_T) * TILES_N
+
+
+@triton.jit
+def _locate(tile, start, end, tiles, TILES_N, BLOCK_T: tl.constexpr, NUM_LOCAL: tl.constexpr):
+    """Tile number -> expert, its first row, its end row, column tile.
+
+    Tiles of one weight tile follow each other, so that it is read from L2 all but once.
+    """
+    last = tl.cumsum(tiles, 0)
+    expert = tl.sum((last <= tile).to(tl.int32), 0)
+    chosen = tl.arange(0, NUM_LOCAL) == expert
+    within = tile - tl.sum(tl.where(chosen, last - tiles, 0), 0)
+    first = tl.sum(tl.where(chosen, start, 0), 0)
+    stop = tl.sum(tl.where(chosen, end, 0), 0)
+    tiles_t = tl.cdiv(stop - first, BLOCK_T)
+    return expert, first + (within % tiles_t) * BLOCK_T, stop, within // tiles_t
+
+
+@triton.jit
+def _dot(x, w, x_scale, w_scale, acc, SWAP_AB: tl.constexpr):
+    """acc += (x @ w.T) * scales, transposed if SWAP_AB; one block of K."""
+    if SWAP_AB:
+        return acc + tl.dot(w, tl.trans(x)) * (x_scale * w_scale)[None, :]
+    else:
+        return acc + tl.dot(x, tl.trans(w)) * (x_scale * w_scale)[:, None]
+
+
+@triton.jit
+def _two_weight_tiles(
+    x_ptr,  # fp8, first K element of each of the tile's rows, [BLOCK_T]
+    x_scale_ptr,  # fp32, scale of each row's first K block, [BLOCK_T]
+    x_scale_stride,  # to the next K block
+    w,  # fp8 weights: a tensor descriptor over [E * N, K]
+    w_row0,
+    w_row1,
+    w_scale0_ptr,  # fp32, scales of the two weight tiles' first K block
+    w_scale1_ptr,
+    K: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    SWAP_AB: tl.constexpr,
+    NUM_STAGES: tl.constexpr,
+):
+    k = tl.arange(0, BLOCK)
+    if SWAP_AB:
+        acc0 = tl.zeros([BLOCK, BLOCK_T], tl.float32)
+        acc1 = tl.zeros([BLOCK, BLOCK_T], tl.float32)
+    else:
+        acc0 = tl.zeros([BLOCK_T, BLOCK], tl.float32)
+        acc1 = tl.zeros([BLOCK_T, BLOCK], tl.float32)
+    for block in tl.range(0, K // BLOCK, num_stages=NUM_STAGES):
+        x = tl.load(x_ptr[:, None] + (block * BLOCK + k)[None, :])
+        x_scale = tl.load(x_scale_ptr + block * x_scale_stride)
+        w0 = w.load([w_row0, block * BLOCK])
+        w1 = w.load([w_row1, block * BLOCK])
+        acc0 = _dot(x, w0, x_scale, tl.load(w_scale0_ptr + block), acc0, SWAP_AB)
+        acc1 = _dot(x, w1, x_scale, tl.load(w_scale1_ptr + block), acc1, SWAP_AB)
+    return acc0, acc1
+
+
+@triton.jit(do_not_specialize=["num_tokens", "max_rows"])
+def gemm1_swiglu_kernel(
+    hidden_ptr,  # fp8 [T, H]
+    hidden_scale_ptr,  # fp32 [H / 128, T]
+    w,  # fp8 [E * 2I, H], per expert up rows, then gate rows
+    w_scale_ptr,  # fp32 [E, 2I / 128, H / 128]
+    expert_offsets_ptr,
+    row_token_ptr,
+    act_ptr,  # out: fp8 [max_rows, I]
+    act_scale_ptr,  # out: fp32 [I / 128, max_rows]
+    num_tokens,
+    max_rows,
+    H: tl.constexpr,
+    I: tl.constexpr,
+    NUM_LOCAL: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    SWAP_AB: tl.constexpr,
+    NUM_STAGES: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """act = quantised silu(gate) * up of the rows' gathered tokens."""
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    TILES_N: tl.constexpr = I // BLOCK
+    K_BLOCKS: tl.constexpr = H // BLOCK
+    start, end, tiles = _tiles_of_experts(expert_offsets_ptr, TILES_N, BLOCK_T, NUM_LOCAL)
+    for tile in range(tl.program_id(0), tl.sum(tiles, 0), tl.num_programs(0)):
+        expert, first, stop, n = _locate(tile, start, end, tiles, TILES_N, BLOCK_T, NUM_LOCAL)
+        row = first + tl.arange(0, BLOCK_T)
+        # rows past the end repeat the last one: a valid load, never stored
+        token = tl.load(row_token_ptr + tl.minimum(row, stop - 1))
+        up = expert * (2 * TILES_N) + n
+        acc_up, acc_gate = _two_weight_tiles(
+            hidden_ptr + token.to(tl.int64) * H, hidden_scale_ptr + token, num_tokens,
+            w, up * BLOCK, (up + TILES_N) * BLOCK,
+            w_scale_ptr + up * K_BLOCKS, w_scale_ptr + (up + TILES_N) * K_BLOCKS,
+            H, BLOCK, BLOCK_T, SWAP_AB, NUM_STAGES,
+        )  # fmt: skip
+        act = acc_gate / (1.0 + tl.exp(-acc_gate)) * acc_up
+        if SWAP_AB:
+            act = tl.trans(act)
+        quantized, scale = quantize_e4m3(act)
+        column = n * BLOCK + tl.arange(0, BLOCK)
+        tl.store(
+            act_ptr + row.to(tl.int64)[:, None] * I + column[None, :],
+            quantized,
+            mask=(row < stop)[:, None],
+        )
+        tl.store(act_scale_ptr + n * max_rows + row, scale, mask=row < stop)
+
+
+@triton.jit(do_not_specialize=["max_rows"])
+def gemm2_weighted_kernel(
+    act_ptr,  # fp8 [max_rows, I]
+    act_scale_ptr,  # fp32 [I / 128, max_rows]
+    w,  # fp8 [E * H, I]
+    w_scale_ptr,  # fp32 [E, H / 128, I / 128]
+    expert_offsets_ptr,
+    row_weight_ptr,  # fp32 [max_rows]
+    y_ptr,  # out: [max_rows, H]
+    max_rows,
+    H: tl.constexpr,
+    I: tl.constexpr,
+    NUM_LOCAL: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    SWAP_AB: tl.constexpr,
+    NUM_STAGES: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """y = (act @ w.T) times the row's combine weight."""
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    TILES_N: tl.constexpr = H // (2 * BLOCK)
+    K_BLOCKS: tl.constexpr = I // BLOCK
+    start, end, tiles = _tiles_of_experts(expert_offsets_ptr, TILES_N, BLOCK_T, NUM_LOCAL)
+    for tile in range(tl.program_id(0), tl.sum(tiles, 0), tl.num_programs(0)):
+        expert, first, stop, n = _locate(tile, start, end, tiles, TILES_N, BLOCK_T, NUM_LOCAL)
+        row = first + tl.arange(0, BLOCK_T)
+        source = tl.minimum(row, stop - 1)
+        left = (expert * TILES_N + n) * 2
+        acc0, acc1 = _two_weight_tiles(
+            act_ptr + source.to(tl.int64) * I, act_scale_ptr + source, max_rows,
+            w, left * BLOCK, (left + 1) * BLOCK,
+            w_scale_ptr + left * K_BLOCKS, w_scale_ptr + (left + 1) * K_BLOCKS,
+            I, BLOCK, BLOCK_T, SWAP_AB, NUM_STAGES,
+        )  # fmt: skip
+        weight = tl.load(row_weight_ptr + source)
+        column = n * (2 * BLOCK) + tl.arange(0, BLOCK)
+        y = y_ptr + row.to(tl.int64)[:, None] * H + column[None, :]
+        if SWAP_AB:
+            acc0 = tl.trans(acc0)
+            acc1 = tl.trans(acc1)
+        mask = (row < stop)[:, None]
+        tl.store(y, (acc0 * weight[:, None]).to(y_ptr.dtype.element_ty), mask=mask)
+        tl.store(y + BLOCK, (acc1 * weight[:, None]).to(y_ptr.dtype.element_ty), mask=mask)

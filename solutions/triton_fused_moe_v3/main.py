@@ -1,0 +1,123 @@
+"""MoE layer in Triton alone: five kernels, no host synchronisation.
+
+select -> permute -> GEMM1 + SwiGLU + requantisation -> GEMM2 -> combine.
+"""
+
+from functools import lru_cache
+
+import torch
+from triton import knobs
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from ..common.checks import check_arguments
+from ..common.combine import combine
+from ..common.geometry import DEEPSEEK_V3_EP8, Geometry
+from ..common.launch import Launcher, Workspace
+from ..common.routing import max_rows, route, routing_buffers
+from .grouped_gemm import gemm1_swiglu_kernel, gemm2_weighted_kernel
+from .tiles import Tile, Tiles, tiles_for
+
+_FP8, _FP32, _BF16, _INT = torch.float8_e4m3fn, torch.float32, torch.bfloat16, torch.int32
+_gemm1 = Launcher(
+    gemm1_swiglu_kernel,
+    hidden_ptr=_FP8,
+    hidden_scale_ptr=_FP32,
+    w_scale_ptr=_FP32,
+    expert_offsets_ptr=_INT,
+    row_token_ptr=_INT,
+    act_ptr=_FP8,
+    act_scale_ptr=_FP32,
+)
+_gemm2 = Launcher(
+    gemm2_weighted_kernel,
+    act_ptr=_FP8,
+    act_scale_ptr=_FP32,
+    w_scale_ptr=_FP32,
+    expert_offsets_ptr=_INT,
+    row_weight_ptr=_FP32,
+    y_ptr=_BF16,
+)
+
+
+@lru_cache
+def _num_sms(device: torch.device) -> int:
+    """Multiprocessors; the interpreter runs programs one after the other, as if it had one."""
+    if device.type == "cpu":
+        return 1
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@lru_cache
+def _workspace(geometry: Geometry, num_tokens: int) -> Workspace:
+    """Routing's buffers, then act, act_scale and y (shapes in grouped_gemm.py)."""
+    rows, h, i = max_rows(geometry, num_tokens), geometry.hidden_size, geometry.intermediate_size
+    return Workspace(
+        *routing_buffers(geometry, num_tokens),
+        (_FP8, rows, i),
+        (_FP32, i // geometry.block, rows),
+        (_BF16, rows, h),
+    )
+
+
+def _weight_descriptor(weights: torch.Tensor, block: int) -> TensorDescriptor:
+    """fp8 [E, N, K] as a TMA descriptor over [E * N, K] with block x block boxes."""
+    experts, n, k = weights.shape
+    return TensorDescriptor(weights, [experts * n, k], [k, 1], [block, block])
+
+
+def _grid(geometry: Geometry, tile: Tile, num_rows: int, column_tiles: int, sms: int) -> tuple:
+    """Persistent programs, or fewer where the tiles cannot be that many."""
+    row_tiles = min(geometry.num_local_experts, num_rows) + num_rows // tile.block_t
+    return (min(sms * tile.programs_per_sm, row_tiles * column_tiles), 1, 1)
+
+
+def moe(geometry: Geometry, tiles: Tiles, logits, bias, hidden, hidden_scale, w1, w1_scale, w2,
+        w2_scale, offset: int, factor: float, output) -> None:
+    """The whole layer at any geometry, T > 0; see `run` for the arguments."""
+    num_tokens, h = hidden.shape
+    i, block, experts = geometry.intermediate_size, geometry.block, geometry.num_local_experts
+    rows = max_rows(geometry, num_tokens)
+    sms = _num_sms(hidden.device)
+    pdl = not knobs.runtime.interpret
+    # memory lives to the end of this function; whoever gets it next is behind us on the stream
+    memory, buffers = _workspace(geometry, num_tokens).allocate(hidden.device)
+    *routing_part, act, act_scale, y = buffers
+
+    routing = route(geometry, logits, bias, offset, factor, routing_part, pdl)
+    tile = tiles.gemm1
+    _gemm1(
+        _grid(geometry, tile, rows, i // block, sms),
+        (hidden, hidden_scale, _weight_descriptor(w1, block), w1_scale, routing.expert_offsets,
+         routing.row_token, act, act_scale, num_tokens, rows),
+        (h, i, experts, block, tile.block_t, tile.swap_ab, tile.num_stages, pdl),
+        num_warps=tile.num_warps,
+        launch_pdl=pdl,
+    )  # fmt: skip
+    tile = tiles.gemm2
+    _gemm2(
+        _grid(geometry, tile, rows, h // (2 * block), sms),
+        (act, act_scale, _weight_descriptor(w2, block), w2_scale, routing.expert_offsets,
+         routing.row_weight, y, rows),
+        (h, i, experts, block, tile.block_t, tile.swap_ab, tile.num_stages, pdl),
+        num_warps=tile.num_warps,
+        launch_pdl=pdl,
+    )  # fmt: skip
+    combine(y, routing.token_rows, geometry.top_k, output, pdl)
+
+
+def run(routing_logits, routing_bias, hidden_states, hidden_states_scale, gemm1_weights,
+        gemm1_weights_scale, gemm2_weights, gemm2_weights_scale, local_expert_offset,
+        routed_scaling_factor, output):
+    """Entry point: shapes and dtypes are the definition's; writes output [T, H] bf16."""
+    offset, factor = int(local_expert_offset), float(routed_scaling_factor)
+    check_arguments(
+        DEEPSEEK_V3_EP8,
+        (routing_logits, routing_bias, hidden_states, hidden_states_scale, gemm1_weights,
+         gemm1_weights_scale, gemm2_weights, gemm2_weights_scale, output),
+        offset,
+    )  # fmt: skip
+    num_tokens = routing_logits.shape[0]
+    if num_tokens > 0:
+        moe(DEEPSEEK_V3_EP8, tiles_for(num_tokens), routing_logits, routing_bias, hidden_states,
+            hidden_states_scale, gemm1_weights, gemm1_weights_scale, gemm2_weights,
+            gemm2_weights_scale, offset, factor, output)  # fmt: skip

@@ -1,0 +1,96 @@
+"""Compiles the Triton kernels of every shipped configuration without a GPU; prints JSON lines.
+
+A process of its own: the test session interprets kernels, and Triton decides that at its import.
+Usage: python compile_triton.py CAPABILITY (90 or 100)
+"""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from solutions.common import combine, routing
+from solutions.common.geometry import DEEPSEEK_V3_EP8 as G
+from solutions.triton_fused_moe_v3 import main
+from solutions.triton_fused_moe_v3.tiles import TABLE
+
+TYPES = {
+    torch.float8_e4m3fn: "*fp8e4nv",
+    torch.float32: "*fp32",
+    torch.bfloat16: "*bf16",
+    torch.int32: "*i32",
+}
+TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
+
+
+def compile_kernel(launcher, constants: tuple, capability: int, num_warps: int):
+    """The compiled kernel for 16-byte aligned pointers and unspecialised numbers."""
+    kernel = launcher._kernel
+    names = kernel.arg_names
+    runtime = names[: len(names) - len(constants)]
+    signature = {name: "constexpr" for name in names}
+    for name in runtime:
+        if name in launcher._pointers:
+            signature[name] = TYPES[launcher._pointers[name]]
+        else:
+            signature[name] = {
+                "w": f"tensordesc<fp8e4nv[{G.block}, {G.block}]>",
+                "routed_scaling_factor": "fp32",
+            }.get(name, "i32")
+    attributes = {
+        (i,): [["tt.divisibility", 16]] for i, n in enumerate(runtime) if signature[n][0] == "*"
+    }
+    values = {(len(runtime) + i,): value for i, value in enumerate(constants)}
+    source = ASTSource(kernel, signature, constexprs=values, attrs=attributes)
+    return triton.compile(
+        source, target=GPUTarget("cuda", capability, 32), options={"num_warps": num_warps}
+    )
+
+
+def report(name: str, compiled, folder: Path) -> None:
+    cubin = folder / f"{name}.cubin"
+    cubin.write_bytes(compiled.asm["cubin"])
+    sass = subprocess.run(
+        [TOOLS / "nvdisasm", cubin], capture_output=True, text=True, check=True
+    ).stdout
+    usage = subprocess.run(
+        [TOOLS / "cuobjdump", "-res-usage", cubin], capture_output=True, text=True, check=True
+    )
+    stack = re.search(r"STACK:(\d+)", usage.stdout + usage.stderr)
+    instructions = ("QGMMA", "UTCQMMA", "UTMALDG", "LDL", "STL")
+    counts = {i: len(re.findall(rf"\b{i}\b", sass)) for i in instructions}
+    print(json.dumps({"kernel": name, "shared": compiled.metadata.shared,
+                      "stack": int(stack.group(1)), **counts}))  # fmt: skip
+
+
+def shipped(capability: int):
+    """(name, launcher, constants, warps) of every kernel a call can launch."""
+    h, i, experts = G.hidden_size, G.intermediate_size, G.num_local_experts
+    for tokens in (1, 1000, 10_000):
+        block = routing.blocks_for(tokens)
+        select = (block.tokens, G.num_experts, experts, G.num_groups, G.num_top_groups, G.top_k)
+        yield f"select_{block.tokens}", routing._select_picks, (*select, True), block.warps
+        permute = (block.tokens, 64, experts, G.top_k, True)
+        yield f"permute_{block.tokens}", routing._permute, permute, 4
+    yield "combine", combine._combine, (h, G.top_k, 1024, True), 4
+    for tiles in TABLE:
+        for name, launcher in (("gemm1", main._gemm1), ("gemm2", main._gemm2)):
+            tile = getattr(tiles, name)
+            constants = (h, i, experts, G.block, tile.block_t, tile.swap_ab, tile.num_stages, True)
+            yield f"{name}_{tiles.max_tokens}", launcher, constants, tile.num_warps
+
+
+if __name__ == "__main__":
+    import tempfile
+
+    capability = int(sys.argv[1])
+    with tempfile.TemporaryDirectory() as folder:
+        for name, launcher, constants, warps in shipped(capability):
+            compiled = compile_kernel(launcher, constants, capability, warps)
+            report(name, compiled, Path(folder))

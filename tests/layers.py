@@ -1,0 +1,61 @@
+"""The bundle's own layers at toy geometry, and what surrounds a call to one of them."""
+
+import torch
+from toy_reference import AXES, toy_inputs
+
+from solutions.common.geometry import Geometry
+from solutions.torch_moe import main as torch_moe
+from solutions.triton_fused_moe_v3 import main as triton_v3
+from solutions.triton_fused_moe_v3.tiles import TABLE
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+TOY = Geometry(
+    num_experts=AXES["num_experts"],
+    num_local_experts=AXES["num_local_experts"],
+    hidden_size=AXES["hidden_size"],
+    intermediate_size=AXES["intermediate_size"],
+    num_groups=4,
+    num_top_groups=2,
+    top_k=4,
+)
+
+
+def _with_tiles(tiles):
+    return lambda *arguments: triton_v3.moe(TOY, tiles, *arguments)
+
+
+# name -> layer(inputs in the definition's order, output)
+LAYERS = {"torch_moe": lambda *arguments: torch_moe.moe(TOY, *arguments)} | {
+    f"triton_fused_moe_v3-{tiles.max_tokens}": _with_tiles(tiles) for tiles in TABLE
+}
+
+
+def inputs(seq_len: int, **changes) -> dict:
+    """toy_inputs on the device under test; changes replace arguments by name."""
+    offset, seed = changes.pop("offset", 8), changes.pop("seed", 0)
+    arguments = toy_inputs(seq_len, offset, seed) | changes
+    return {
+        name: value.to(DEVICE) if isinstance(value, torch.Tensor) else value
+        for name, value in arguments.items()
+    }
+
+
+def call(layer, arguments: dict) -> torch.Tensor:
+    """The layer's output in a buffer that was NaN before."""
+    seq_len = arguments["routing_logits"].shape[0]
+    output = torch.full(
+        (seq_len, TOY.hidden_size), float("nan"), dtype=torch.bfloat16, device=DEVICE
+    )
+    layer(*arguments.values(), output)
+    return output
+
+
+def assert_close(actual: torch.Tensor, expected: torch.Tensor) -> None:
+    """Within what requantising the intermediate to e4m3 costs; zero tokens exactly zero."""
+    actual, expected = actual.double().cpu(), expected.double().cpu()
+    assert torch.isfinite(actual).all()
+    silent = (expected == 0).all(dim=1)
+    assert torch.equal(actual[silent], expected[silent])
+    error = (actual - expected).norm() / expected.norm().clamp_min(1e-30)
+    assert error < 0.04, f"relative L2 error {error:.4f}"

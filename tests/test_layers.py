@@ -1,0 +1,215 @@
+"""Every layer of ours against the definition's reference, at the edges of its input space."""
+
+import pytest
+import torch
+from bundle.oracle import execute_reference
+from bundle.paths import ROOT
+from layers import DEVICE, LAYERS, TOY, assert_close, call, inputs
+from toy_reference import toy_definition
+
+from solutions.common.checks import check_arguments
+from solutions.torch_moe import main as torch_moe
+from solutions.triton_fused_moe_v3 import main as triton_v3
+
+REFERENCE = execute_reference(toy_definition(ROOT))["run"]
+
+layers = pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS.keys())
+fused = pytest.mark.parametrize(
+    "layer",
+    [layer for name, layer in LAYERS.items() if name != "torch_moe"][:1],
+    ids=["triton_fused_moe_v3"],
+)
+
+
+def expected(arguments: dict) -> torch.Tensor:
+    return REFERENCE(**arguments)
+
+
+@layers
+@pytest.mark.parametrize("seq_len", [1, 7, 33])
+def test_matches_reference(layer, seq_len):
+    arguments = inputs(seq_len, seed=seq_len)
+    assert_close(call(layer, arguments), expected(arguments))
+
+
+@layers
+def test_no_local_pair(layer):
+    logits = torch.randn(5, 32)
+    logits[:, :16] -= 20.0  # groups 0 and 1 lose; local experts 8..15 are group 1
+    arguments = inputs(5, routing_logits=logits)
+    assert torch.equal(call(layer, arguments), torch.zeros_like(call(layer, arguments)))
+    assert not expected(arguments).any()
+
+
+@layers
+def test_one_hot_expert(layer):
+    logits = torch.randn(40, 32)
+    logits[:, 8:16] -= 20.0
+    logits[:, 11] += 40.0  # all tokens choose local expert 3
+    arguments = inputs(40, routing_logits=logits)
+    assert_close(call(layer, arguments), expected(arguments))
+
+
+@layers
+@pytest.mark.parametrize("offset", [0, 3, 12, 24])
+def test_any_offset(layer, offset):
+    """0 and 24 are the ends; 3 and 12 straddle two groups."""
+    arguments = inputs(9, offset=offset)
+    assert_close(call(layer, arguments), expected(arguments))
+
+
+@layers
+def test_ties(layer):
+    """All scores equal: the lowest groups and experts win, as in the reference."""
+    arguments = inputs(
+        6,
+        routing_logits=torch.zeros(6, 32),
+        routing_bias=torch.zeros(32, dtype=torch.bfloat16),
+        offset=0,
+    )
+    reference = expected(arguments)
+    assert reference.any()
+    assert_close(call(layer, arguments), reference)
+
+
+@layers
+def test_saturated_logits(layer):
+    logits = torch.randn(6, 32)
+    logits[0, 9], logits[1, 10], logits[2, :] = float("inf"), float("-inf"), 200.0
+    arguments = inputs(6, routing_logits=logits)
+    assert_close(call(layer, arguments), expected(arguments))
+
+
+@layers
+def test_nan_logit_spoils_its_token_only(layer):
+    logits = torch.randn(6, 32)
+    logits[:, 8:16] += 20.0  # local experts win everywhere
+    logits[2, 9] = float("nan")
+    arguments = inputs(6, routing_logits=logits)
+    actual, reference = call(layer, arguments), expected(arguments)
+    assert reference[2].isnan().all() and actual[2].isnan().all()
+    others = [0, 1, 3, 4, 5]
+    assert_close(actual[others], reference[others])
+
+
+@layers
+def test_nonfinite_scale_spoils_its_token_only(layer):
+    """The reference gives NaN or Inf there; fp8 requantisation turns both into NaN."""
+    arguments = inputs(6, seed=4)
+    arguments["hidden_states_scale"][0, 3] = float("inf")
+    actual, reference = call(layer, arguments), expected(arguments)
+    assert not reference[3].isfinite().any() and not actual[3].isfinite().any()
+    others = [0, 1, 2, 4, 5]
+    assert_close(actual[others], reference[others])
+
+
+@layers
+def test_zero_activations(layer):
+    hidden = torch.zeros(4, 256).to(torch.float8_e4m3fn)
+    arguments = inputs(4, hidden_states=hidden)
+    assert not call(layer, arguments).any()
+
+
+@layers
+def test_repeated_calls_give_the_same_bits(layer):
+    seq_len, repeats = (33, 100) if DEVICE == "cuda" else (7, 2)
+    arguments = inputs(seq_len, seed=5)
+    first = call(layer, arguments)
+    assert first.any() and all(torch.equal(first, call(layer, arguments)) for _ in range(repeats))
+
+
+@pytest.mark.parametrize("main", [torch_moe, triton_v3], ids=["torch_moe", "triton_fused_moe_v3"])
+def test_entry_point_checks_and_empty_batch(main):
+    """The real entry point; meta-like zero-stride weights would be refused, so they are real."""
+    shapes = {
+        "routing_logits": ((0, 256), torch.float32),
+        "routing_bias": ((256,), torch.bfloat16),
+        "hidden_states": ((0, 7168), torch.float8_e4m3fn),
+        "hidden_states_scale": ((56, 0), torch.float32),
+        "gemm1_weights": ((32, 4096, 7168), torch.float8_e4m3fn),
+        "gemm1_weights_scale": ((32, 32, 56), torch.float32),
+        "gemm2_weights": ((32, 7168, 2048), torch.float8_e4m3fn),
+        "gemm2_weights_scale": ((32, 56, 16), torch.float32),
+    }
+    tensors = [torch.empty(s, dtype=d, device=DEVICE) for s, d in shapes.values()]
+    output = torch.empty(0, 7168, dtype=torch.bfloat16, device=DEVICE)
+    main.run(*tensors, 32, 2.5, output)
+    for offset in (-1, 225):
+        with pytest.raises(ValueError, match=rf"local_expert_offset: .*\[0, 224\], got {offset}"):
+            main.run(*tensors, offset, 2.5, output)
+
+
+def wrong_dtype(t):
+    return t.to(torch.float16)
+
+
+def wrong_shape(t):
+    return t[:-1].clone()
+
+
+def wrong_stride(t):
+    return t.repeat_interleave(2, dim=-1)[..., ::2]
+
+
+def not_a_tensor(t):
+    return None
+
+
+@pytest.mark.parametrize(
+    "spoil, error, wording",
+    [
+        (wrong_dtype, TypeError, "expected dtype .*, got torch.float16"),
+        (wrong_shape, ValueError, "expected shape .*, got"),
+        (wrong_stride, ValueError, "expected a contiguous tensor, got strides"),
+        (not_a_tensor, TypeError, "expected a torch.Tensor, got NoneType"),
+    ],
+)
+@pytest.mark.parametrize("position", range(9))
+def test_bad_tensor_is_named(position, spoil, error, wording):
+    arguments = inputs(6)
+    names = [*arguments][:8] + ["output"]
+    tensors = [arguments[name] for name in names[:8]]
+    tensors.append(torch.empty(6, TOY.hidden_size, dtype=torch.bfloat16, device=DEVICE))
+    check_arguments(TOY, tuple(tensors), 8)
+    tensors[position] = spoil(tensors[position])
+    if position == 0 and spoil is wrong_shape:  # T is read off the logits: the others mismatch
+        wording, position = "expected shape .*, got", 2
+    with pytest.raises(error, match=f"{names[position]}: {wording}"):
+        check_arguments(TOY, tuple(tensors), 8)
+
+
+def test_misaligned_tensor_is_named():
+    arguments = inputs(6)
+    tensors = [arguments[name] for name in [*arguments][:8]]
+    tensors.append(torch.empty(6, TOY.hidden_size, dtype=torch.bfloat16, device=DEVICE))
+    shifted = torch.empty(tensors[2].numel() + 1, dtype=torch.uint8, device=DEVICE)
+    tensors[2] = shifted[1:].view(torch.float8_e4m3fn).view(6, -1)
+    with pytest.raises(ValueError, match="hidden_states: expected a 16-byte aligned address"):
+        check_arguments(TOY, tuple(tensors), 8)
+
+
+@pytest.mark.gpu
+@fused
+def test_no_host_synchronisation(layer):
+    arguments = inputs(33)
+    call(layer, arguments)  # compiles
+    output = torch.empty(33, TOY.hidden_size, dtype=torch.bfloat16, device=DEVICE)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        layer(*arguments.values(), output)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@fused
+def test_other_stream(layer):
+    arguments = inputs(33)
+    reference = call(layer, arguments)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        outputs = [call(layer, arguments) for _ in range(10)]
+    stream.synchronize()
+    assert all(torch.equal(reference, output) for output in outputs)

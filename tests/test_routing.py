@@ -1,0 +1,96 @@
+"""Routing and permutation of every solution against the definition's `route`."""
+
+import pytest
+import torch
+from bundle.oracle import execute_reference
+from bundle.paths import ROOT
+from layers import DEVICE
+from toy_reference import real_definition
+
+from solutions.common import routing
+from solutions.common.geometry import DEEPSEEK_V3_EP8
+from solutions.common.launch import Workspace
+from solutions.common.routing import max_rows, route, routing_buffers
+from solutions.torch_moe import main as torch_moe
+
+reference_route = execute_reference(real_definition(ROOT))["route"]
+OFFSET, FACTOR = 96, 2.5
+
+
+def logits_and_bias(num_tokens: int, seed: int = 0):
+    """Random logits; in every third token each score occurs four times, in two groups.
+
+    The ties are exact. A coarse grid of values would not do: sums of different scores that agree
+    on paper differ by a rounding, which no two implementations need agree on.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def fourfold(rows):
+        quarter = torch.randn(rows, 4, 1, 16, generator=generator)
+        return quarter.expand(rows, 4, 2, 16).reshape(rows, 128).repeat(1, 2)
+
+    logits = torch.randn(num_tokens, 256, generator=generator)
+    logits[::3] = fourfold(logits[::3].shape[0])
+    bias = 0.1 * fourfold(1)[0]
+    return logits.to(DEVICE), bias.to(torch.bfloat16).to(DEVICE)
+
+
+def device_route(logits, bias, offset=OFFSET):
+    num_tokens = logits.shape[0]
+    layout = Workspace(*routing_buffers(DEEPSEEK_V3_EP8, num_tokens))
+    memory, buffers = layout.allocate(logits.device)
+    route(DEEPSEEK_V3_EP8, logits, bias, offset, FACTOR, buffers)
+    return [buffer.cpu() for buffer in layout.tensors(memory)[:4]]
+
+
+@pytest.mark.parametrize("num_tokens", [1, 8, 80, 257, 10_000])
+def test_rows_are_the_references(num_tokens, monkeypatch):
+    """Offsets, tokens, weights and the way back, at every block size."""
+    if num_tokens == 10_000 and DEVICE == "cpu":  # the interpreter pays by the program
+        monkeypatch.setattr(routing, "blocks_for", lambda _: routing.Blocks(1024, 8))
+    logits, bias = logits_and_bias(num_tokens)
+    ids, weights = (t.cpu() for t in reference_route(logits, bias, FACTOR))
+    offsets, row_token, row_weight, token_rows = device_route(logits, bias)
+
+    local = (ids >= OFFSET) & (ids < OFFSET + 32)
+    tokens, slots = local.nonzero(as_tuple=True)
+    experts = ids[tokens, slots] - OFFSET
+    order = torch.argsort(experts * num_tokens + tokens)
+    rows = tokens.numel()
+    counts = torch.bincount(experts, minlength=32)
+    assert torch.equal(offsets.diff().long(), counts) and offsets[0] == 0
+    assert torch.equal(row_token[:rows].long(), tokens[order])
+    torch.testing.assert_close(
+        row_weight[:rows], weights[tokens, slots][order], rtol=1e-5, atol=1e-7
+    )
+    for token, listed in enumerate(token_rows.tolist()):
+        mine = [row for row in listed if row >= 0]
+        assert listed == sorted(mine) + [-1] * (8 - len(mine))
+    back = token_rows[token_rows >= 0].long()
+    assert torch.equal(back.sort().values, torch.arange(rows))
+    owner = torch.arange(num_tokens)[:, None].expand(-1, 8)[token_rows >= 0]
+    assert torch.equal(row_token[back].long(), owner)
+
+
+def test_torch_moe_routes_like_the_reference():
+    logits, bias = logits_and_bias(10_000)
+    ids, weights = torch_moe.route(logits, bias, FACTOR, DEEPSEEK_V3_EP8)
+    expected_ids, expected_weights = reference_route(logits, bias, FACTOR)
+    assert torch.equal(ids, expected_ids)
+    torch.testing.assert_close(weights, expected_weights)
+
+
+def test_no_local_expert_anywhere():
+    logits, bias = logits_and_bias(20)
+    logits[:, 96:128] = -30.0
+    offsets, _, _, token_rows = device_route(logits, bias)
+    assert not offsets.any() and (token_rows == -1).all()
+
+
+def test_most_rows_there_can_be():
+    """Every token keeps all its eight experts in the local group."""
+    logits, bias = logits_and_bias(20)
+    logits[:, :96], logits[:, 96:128], logits[:, 128:] = -30.0, 30.0, -30.0
+    offsets, _, _, token_rows = device_route(logits, bias)
+    assert offsets[-1] == max_rows(DEEPSEEK_V3_EP8, 20) == 160
+    assert (token_rows >= 0).all()
