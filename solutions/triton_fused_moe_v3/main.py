@@ -32,6 +32,7 @@ _gemm2 = Launcher(
     gemm2_weighted_kernel,
     act_ptr=_FP8,
     act_scale_ptr=_FP32,
+    w_ptr=_FP8,
     w_scale_ptr=_FP32,
     expert_offsets_ptr=_INT,
     row_weight_ptr=_FP32,
@@ -96,7 +97,7 @@ def moe(geometry: Geometry, tiles: Tiles, logits, bias, hidden, hidden_scale, w1
     tile = tiles.gemm2
     _gemm2(
         _grid(geometry, tile, rows, h // (2 * block), sms),
-        (act, act_scale, _weight_descriptor(w2, block), w2_scale, routing.expert_offsets,
+        (act, act_scale, _weight_descriptor(w2, block), w2, w2_scale, routing.expert_offsets,
          routing.row_weight, y, rows),
         (h, i, experts, block, tile.block_t, tile.swap_ab, tile.num_stages, pdl),
         num_warps=tile.num_warps,
