@@ -78,11 +78,13 @@ def shipped(capability: int):
         yield f"select_{block.tokens}", routing._select_picks, (*select, True), block.warps
         permute = (block.tokens, 64, experts, G.top_k, True)
         yield f"permute_{block.tokens}", routing._permute, permute, 4
-    yield "combine", combine._combine, (h, G.top_k, 1024, True), 4
+    yield "combine", combine._combine, (h, G.top_k, 1024, False, True), 4
     for tiles in TABLE:
         for name, launcher in (("gemm1", main._gemm1), ("gemm2", main._gemm2)):
             tile = getattr(tiles, name)
-            constants = (h, i, experts, G.block, tile.block_t, tile.swap_ab, tile.num_stages, True)
+            split = (tile.split_k,) if name == "gemm1" else ()
+            shape = (h, i, experts, G.block, tile.block_t, tile.swap_ab)
+            constants = (*shape, *split, tile.num_stages, True)
             yield f"{name}_{tiles.max_tokens}", launcher, constants, tile.num_warps
 
 

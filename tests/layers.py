@@ -1,10 +1,17 @@
 """The bundle's own layers at toy geometry, and what surrounds a call to one of them."""
 
+from dataclasses import replace
+
+import pytest
 import torch
+from sgl_standin import HAS_SGL_KERNEL
 from toy_reference import AXES, toy_inputs
 
 from solutions.common.geometry import Geometry
+from solutions.common.sgl_choice import SM_90
+from solutions.sglang_fp8_blockwise_moe import main as sglang_moe
 from solutions.torch_moe import main as torch_moe
+from solutions.triton_fused_moe_v2 import main as triton_v2
 from solutions.triton_fused_moe_v3 import main as triton_v3
 from solutions.triton_fused_moe_v3.tiles import TABLE
 
@@ -22,13 +29,30 @@ TOY = Geometry(
 
 
 def _with_tiles(tiles):
+    # the toy's K has only two blocks to share
+    split_k = min(tiles.gemm1.split_k, TOY.hidden_size // TOY.block)
+    tiles = replace(tiles, gemm1=replace(tiles.gemm1, split_k=split_k))
     return lambda *arguments: triton_v3.moe(TOY, tiles, *arguments)
 
 
+def with_sgl_kernel(main, choice):
+    """A layer on sgl_kernel: the package's on a GPU, the stand-in's on the CPU."""
+
+    def layer(*arguments):
+        if DEVICE == "cuda" and not HAS_SGL_KERNEL:
+            pytest.skip("needs the module sgl_kernel: pip install '.[sglang]'")
+        main.moe(TOY, choice, *arguments)
+
+    return layer
+
+
 # name -> layer(inputs in the definition's order, output)
-LAYERS = {"torch_moe": lambda *arguments: torch_moe.moe(TOY, *arguments)} | {
-    f"triton_fused_moe_v3-{tiles.max_tokens}": _with_tiles(tiles) for tiles in TABLE
-}
+LAYERS = (
+    {"torch_moe": lambda *arguments: torch_moe.moe(TOY, *arguments)}
+    | {f"triton_fused_moe_v3-{tiles.max_tokens}": _with_tiles(tiles) for tiles in TABLE}
+    | {"triton_fused_moe_v2": with_sgl_kernel(triton_v2, SM_90[0])}
+    | {"sglang_fp8_blockwise_moe": with_sgl_kernel(sglang_moe, SM_90[0])}
+)
 
 
 def inputs(seq_len: int, **changes) -> dict:

@@ -37,10 +37,12 @@ def logits_and_bias(num_tokens: int, seed: int = 0):
 
 def device_route(logits, bias, offset=OFFSET):
     num_tokens = logits.shape[0]
-    layout = Workspace(*routing_buffers(DEEPSEEK_V3_EP8, num_tokens))
+    layout = Workspace(*routing_buffers(DEEPSEEK_V3_EP8, num_tokens, 1500))
     memory, buffers = layout.allocate(logits.device)
-    route(DEEPSEEK_V3_EP8, logits, bias, offset, FACTOR, buffers)
-    return [buffer.cpu() for buffer in layout.tensors(memory)[:4]]
+    route(DEEPSEEK_V3_EP8, logits, bias, offset, FACTOR, buffers, 1500)
+    offsets, row_token, row_weight, token_rows, counters, *_ = layout.tensors(memory.cpu())
+    assert counters.tolist() == [0] * 1500
+    return offsets, row_token, row_weight, token_rows
 
 
 @pytest.mark.parametrize("num_tokens", [1, 8, 80, 257, 10_000])

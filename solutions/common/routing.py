@@ -26,6 +26,7 @@ class Routing(NamedTuple):
     row_token: object  # int32 [max_rows], token of each row
     row_weight: object  # fp32 [max_rows], combine weight times routed_scaling_factor
     token_rows: object  # int32 [T, top_k], rows of each token ascending, then -1
+    counters: object  # int32 [num_counters] of zeros, for a following kernel's own use
 
 
 @triton.jit
@@ -197,7 +198,7 @@ def select_kernel(
     )
 
 
-@triton.jit(do_not_specialize=["num_tokens", "num_blocks"])
+@triton.jit(do_not_specialize=["num_tokens", "num_blocks", "num_counters"])
 def permute_kernel(
     block_counts_ptr,
     picked_ptr,
@@ -206,8 +207,10 @@ def permute_kernel(
     row_token_ptr,
     row_weight_ptr,
     token_rows_ptr,
+    counters_ptr,
     num_tokens,
     num_blocks,
+    num_counters,
     BLOCK_T: tl.constexpr,
     BLOCK_B: tl.constexpr,
     NUM_LOCAL: tl.constexpr,
@@ -232,6 +235,9 @@ def permute_kernel(
     counts = tl.sum(totals, 0)
     if block == 0:
         _store_offsets(expert_offsets_ptr, counts, NUM_LOCAL)
+        for first in range(0, num_counters, 1024):
+            counter = first + tl.arange(0, 1024)
+            tl.store(counters_ptr + counter, 0, mask=counter < num_counters)
 
     token = block * BLOCK_T + tl.arange(0, BLOCK_T)
     bits = tl.load(picked_ptr + token, mask=token < num_tokens, other=0)
@@ -264,6 +270,7 @@ _permute = Launcher(
     row_token_ptr=_INT,
     row_weight_ptr=_FP,
     token_rows_ptr=_INT,
+    counters_ptr=_INT,
 )
 
 
@@ -286,7 +293,7 @@ def max_rows(geometry: Geometry, num_tokens: int) -> int:
     return num_tokens * min(geometry.top_k, geometry.num_local_experts)
 
 
-def routing_buffers(geometry: Geometry, num_tokens: int) -> tuple:
+def routing_buffers(geometry: Geometry, num_tokens: int, num_counters: int = 0) -> tuple:
     """Buffers that `route` needs, for a Workspace: the fields of Routing, then scratch."""
     rows, experts = max_rows(geometry, num_tokens), geometry.num_local_experts
     return (
@@ -294,6 +301,7 @@ def routing_buffers(geometry: Geometry, num_tokens: int) -> tuple:
         (_INT, rows),
         (_FP, rows),
         (_INT, num_tokens, geometry.top_k),
+        (_INT, num_counters),
         (_INT, triton.cdiv(num_tokens, blocks_for(num_tokens).tokens), experts),
         (_INT, num_tokens),
         (_FP, num_tokens, experts),
@@ -307,12 +315,14 @@ def route(
     local_expert_offset: int,
     routed_scaling_factor: float,
     buffers: list,
+    num_counters: int = 0,
     pdl: bool = False,
 ) -> Routing:
     """Route [T, num_experts] fp32 logits with a [num_experts] bf16 bias; T > 0.
 
-    buffers: those of `routing_buffers`. pdl lets the kernel launched next start early; that kernel
-    must then wait for this one (griddepcontrol.wait) before it reads the result.
+    buffers: those of `routing_buffers` with the same num_counters. pdl lets the kernel launched
+    next start early; that kernel must then wait for this one (griddepcontrol.wait) before it reads
+    the result.
     """
     num_tokens = routing_logits.shape[0]
     *routing, block_counts, picked, weight = buffers
@@ -329,7 +339,7 @@ def route(
     )  # fmt: skip
     _permute(
         (programs, 1, 1),
-        (block_counts, picked, weight, *routing, num_tokens, programs),
+        (block_counts, picked, weight, *routing, num_tokens, programs, num_counters),
         (block.tokens, 64, experts, top_k, pdl),
         num_warps=4,
         launch_pdl=pdl,

@@ -15,9 +15,6 @@ import triton.language as tl
 
 from ..common.quantize import quantize_e4m3
 
-# K blocks of weights that each program of GEMM2 prefetches: 128 KB, so 34 MB of L2's 50
-L2_BLOCKS = tl.constexpr(4)
-
 
 @triton.jit
 def _tiles_of_experts(expert_offsets_ptr, TILES_N, BLOCK_T: tl.constexpr, NUM_LOCAL: tl.constexpr):
@@ -45,16 +42,6 @@ def _locate(tile, start, end, tiles, TILES_N, BLOCK_T: tl.constexpr, NUM_LOCAL: 
 
 
 @triton.jit
-def _prefetch_to_l2(w_ptr, row, K: tl.constexpr, BLOCK: tl.constexpr, NUM_BLOCKS: tl.constexpr):
-    """Ask for the first NUM_BLOCKS blocks of K of the 2 * BLOCK weight rows from row on."""
-    rows = row + tl.arange(0, 2 * BLOCK)
-    lines = w_ptr + rows.to(tl.int64)[:, None] * K + (tl.arange(0, NUM_BLOCKS) * BLOCK)[None, :]
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [lines], tl.int32, is_pure=False, pack=1
-    )
-
-
-@triton.jit
 def _dot(x, w, x_scale, w_scale, acc, SWAP_AB: tl.constexpr):
     """acc += (x @ w.T) * scales, transposed if SWAP_AB; one block of K."""
     if SWAP_AB:
@@ -73,12 +60,14 @@ def _two_weight_tiles(
     w_row1,
     w_scale0_ptr,  # fp32, scales of the two weight tiles' first K block
     w_scale1_ptr,
-    K: tl.constexpr,
+    first_block,  # of K
+    NUM_BLOCKS: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_T: tl.constexpr,
     SWAP_AB: tl.constexpr,
     NUM_STAGES: tl.constexpr,
 ):
+    """x @ w0.T and x @ w1.T over NUM_BLOCKS blocks of K, transposed if SWAP_AB."""
     k = tl.arange(0, BLOCK)
     if SWAP_AB:
         acc0 = tl.zeros([BLOCK, BLOCK_T], tl.float32)
@@ -86,7 +75,7 @@ def _two_weight_tiles(
     else:
         acc0 = tl.zeros([BLOCK_T, BLOCK], tl.float32)
         acc1 = tl.zeros([BLOCK_T, BLOCK], tl.float32)
-    for block in tl.range(0, K // BLOCK, num_stages=NUM_STAGES):
+    for block in tl.range(first_block, first_block + NUM_BLOCKS, num_stages=NUM_STAGES):
         x = tl.load(x_ptr[:, None] + (block * BLOCK + k)[None, :])
         x_scale = tl.load(x_scale_ptr + block * x_scale_stride)
         w0 = w.load([w_row0, block * BLOCK])
@@ -94,6 +83,31 @@ def _two_weight_tiles(
         acc0 = _dot(x, w0, x_scale, tl.load(w_scale0_ptr + block), acc0, SWAP_AB)
         acc1 = _dot(x, w1, x_scale, tl.load(w_scale1_ptr + block), acc1, SWAP_AB)
     return acc0, acc1
+
+
+@triton.jit
+def _exchange(parts_ptr, counter_ptr, item, part, acc0, acc1, SPLIT_K: tl.constexpr):
+    """Leave a part's sums in memory; whoever comes last gets the total.
+
+    Returns whether this program is last, and the sums over all parts, added in their order.
+    """
+    ROWS: tl.constexpr = acc0.shape[0]
+    COLUMNS: tl.constexpr = acc0.shape[1]
+    SIZE: tl.constexpr = ROWS * COLUMNS
+    place = tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    mine = parts_ptr + item * (2 * SIZE)
+    tl.store(mine + place, acc0)
+    tl.store(mine + SIZE + place, acc1)
+    tl.debug_barrier()  # all warps' stores come before the release below
+    last = tl.atomic_add(counter_ptr, 1, sem="acq_rel") == SPLIT_K - 1
+    if last:
+        parts = mine - part * (2 * SIZE)
+        acc0 = tl.load(parts + place, cache_modifier=".cg")
+        acc1 = tl.load(parts + SIZE + place, cache_modifier=".cg")
+        for other in tl.static_range(1, SPLIT_K):
+            acc0 += tl.load(parts + other * 2 * SIZE + place, cache_modifier=".cg")
+            acc1 += tl.load(parts + (other * 2 + 1) * SIZE + place, cache_modifier=".cg")
+    return last, acc0, acc1
 
 
 @triton.jit(do_not_specialize=["num_tokens", "max_rows"])
@@ -106,6 +120,8 @@ def gemm1_swiglu_kernel(
     row_token_ptr,
     act_ptr,  # out: fp8 [max_rows, I]
     act_scale_ptr,  # out: fp32 [I / 128, max_rows]
+    parts_ptr,  # scratch: fp32 [tiles, SPLIT_K, 2, BLOCK_T * BLOCK] if SPLIT_K > 1
+    counters_ptr,  # scratch: int32 [tiles] of zeros if SPLIT_K > 1
     num_tokens,
     max_rows,
     H: tl.constexpr,
@@ -114,18 +130,25 @@ def gemm1_swiglu_kernel(
     BLOCK: tl.constexpr,
     BLOCK_T: tl.constexpr,
     SWAP_AB: tl.constexpr,
+    SPLIT_K: tl.constexpr,
     NUM_STAGES: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """act = quantised silu(gate) * up of the rows' gathered tokens."""
+    """act = quantised silu(gate) * up of the rows' gathered tokens.
+
+    SPLIT_K programs share a tile's K, so that few tiles still use all multiprocessors and the last
+    ones end together.
+    """
     if PDL:
-        # in this order: once GEMM2 starts, the routing is complete and it may read that at once
-        tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     TILES_N: tl.constexpr = I // BLOCK
     K_BLOCKS: tl.constexpr = H // BLOCK
+    PART_BLOCKS: tl.constexpr = K_BLOCKS // SPLIT_K
     start, end, tiles = _tiles_of_experts(expert_offsets_ptr, TILES_N, BLOCK_T, NUM_LOCAL)
-    for tile in range(tl.program_id(0), tl.sum(tiles, 0), tl.num_programs(0)):
+    for item in range(tl.program_id(0), tl.sum(tiles, 0) * SPLIT_K, tl.num_programs(0)):
+        tile = item // SPLIT_K
+        part = item % SPLIT_K
         expert, first, stop, n = _locate(tile, start, end, tiles, TILES_N, BLOCK_T, NUM_LOCAL)
         row = first + tl.arange(0, BLOCK_T)
         # rows past the end repeat the last one: a valid load, never stored
@@ -135,19 +158,25 @@ def gemm1_swiglu_kernel(
             hidden_ptr + token.to(tl.int64) * H, hidden_scale_ptr + token, num_tokens,
             w, up * BLOCK, (up + TILES_N) * BLOCK,
             w_scale_ptr + up * K_BLOCKS, w_scale_ptr + (up + TILES_N) * K_BLOCKS,
-            H, BLOCK, BLOCK_T, SWAP_AB, NUM_STAGES,
+            part * PART_BLOCKS, PART_BLOCKS, BLOCK, BLOCK_T, SWAP_AB, NUM_STAGES,
         )  # fmt: skip
-        act = acc_gate / (1.0 + tl.exp(-acc_gate)) * acc_up
-        if SWAP_AB:
-            act = tl.trans(act)
-        quantized, scale = quantize_e4m3(act)
-        column = n * BLOCK + tl.arange(0, BLOCK)
-        tl.store(
-            act_ptr + row.to(tl.int64)[:, None] * I + column[None, :],
-            quantized,
-            mask=(row < stop)[:, None],
-        )
-        tl.store(act_scale_ptr + n * max_rows + row, scale, mask=row < stop)
+        last = True
+        if SPLIT_K > 1:
+            last, acc_up, acc_gate = _exchange(
+                parts_ptr, counters_ptr + tile, item, part, acc_up, acc_gate, SPLIT_K
+            )
+        if last:
+            act = acc_gate / (1.0 + tl.exp(-acc_gate)) * acc_up
+            if SWAP_AB:
+                act = tl.trans(act)
+            quantized, scale = quantize_e4m3(act)
+            column = n * BLOCK + tl.arange(0, BLOCK)
+            tl.store(
+                act_ptr + row.to(tl.int64)[:, None] * I + column[None, :],
+                quantized,
+                mask=(row < stop)[:, None],
+            )
+            tl.store(act_scale_ptr + n * max_rows + row, scale, mask=row < stop)
 
 
 @triton.jit(do_not_specialize=["max_rows"])
@@ -155,7 +184,6 @@ def gemm2_weighted_kernel(
     act_ptr,  # fp8 [max_rows, I]
     act_scale_ptr,  # fp32 [I / 128, max_rows]
     w,  # fp8 [E * H, I]
-    w_ptr,  # the same
     w_scale_ptr,  # fp32 [E, H / 128, I / 128]
     expert_offsets_ptr,
     row_weight_ptr,  # fp32 [max_rows]
@@ -171,19 +199,12 @@ def gemm2_weighted_kernel(
     PDL: tl.constexpr,
 ):
     """y = (act @ w.T) times the row's combine weight."""
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     TILES_N: tl.constexpr = H // (2 * BLOCK)
     K_BLOCKS: tl.constexpr = I // BLOCK
     start, end, tiles = _tiles_of_experts(expert_offsets_ptr, TILES_N, BLOCK_T, NUM_LOCAL)
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
-        if SWAP_AB:
-            # GEMM1's last tiles leave most of the bandwidth idle: fetch first weights meanwhile
-            if tl.program_id(0) < tl.sum(tiles, 0):
-                expert, first, stop, n = _locate(
-                    tl.program_id(0), start, end, tiles, TILES_N, BLOCK_T, NUM_LOCAL
-                )
-                _prefetch_to_l2(w_ptr, (expert * TILES_N + n) * 2 * BLOCK, I, BLOCK, L2_BLOCKS)
-        tl.extra.cuda.gdc_wait()
     for tile in range(tl.program_id(0), tl.sum(tiles, 0), tl.num_programs(0)):
         expert, first, stop, n = _locate(tile, start, end, tiles, TILES_N, BLOCK_T, NUM_LOCAL)
         row = first + tl.arange(0, BLOCK_T)
@@ -193,7 +214,7 @@ def gemm2_weighted_kernel(
             act_ptr + source.to(tl.int64) * I, act_scale_ptr + source, max_rows,
             w, left * BLOCK, (left + 1) * BLOCK,
             w_scale_ptr + left * K_BLOCKS, w_scale_ptr + (left + 1) * K_BLOCKS,
-            I, BLOCK, BLOCK_T, SWAP_AB, NUM_STAGES,
+            0, K_BLOCKS, BLOCK, BLOCK_T, SWAP_AB, NUM_STAGES,
         )  # fmt: skip
         weight = tl.load(row_weight_ptr + source)
         column = n * (2 * BLOCK) + tl.arange(0, BLOCK)

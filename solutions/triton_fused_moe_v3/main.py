@@ -27,12 +27,13 @@ _gemm1 = Launcher(
     row_token_ptr=_INT,
     act_ptr=_FP8,
     act_scale_ptr=_FP32,
+    parts_ptr=_FP32,
+    counters_ptr=_INT,
 )
 _gemm2 = Launcher(
     gemm2_weighted_kernel,
     act_ptr=_FP8,
     act_scale_ptr=_FP32,
-    w_ptr=_FP8,
     w_scale_ptr=_FP32,
     expert_offsets_ptr=_INT,
     row_weight_ptr=_FP32,
@@ -48,15 +49,23 @@ def _num_sms(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
+def _gemm1_tiles(geometry: Geometry, tile: Tile, num_tokens: int) -> int:
+    """Most tiles GEMM1 can have."""
+    return _row_tiles(geometry, tile, num_tokens) * geometry.intermediate_size // geometry.block
+
+
 @lru_cache
-def _workspace(geometry: Geometry, num_tokens: int) -> Workspace:
-    """Routing's buffers, then act, act_scale and y (shapes in grouped_gemm.py)."""
+def _workspace(geometry: Geometry, tiles: Tiles, num_tokens: int) -> Workspace:
+    """Routing's buffers, then act, act_scale, y and GEMM1's parts (shapes in grouped_gemm.py)."""
     rows, h, i = max_rows(geometry, num_tokens), geometry.hidden_size, geometry.intermediate_size
+    tile, block = tiles.gemm1, geometry.block
+    most_tiles = _gemm1_tiles(geometry, tile, num_tokens) if tile.split_k > 1 else 0
     return Workspace(
-        *routing_buffers(geometry, num_tokens),
+        *routing_buffers(geometry, num_tokens, most_tiles),
         (_FP8, rows, i),
-        (_FP32, i // geometry.block, rows),
+        (_FP32, i // block, rows),
         (_BF16, rows, h),
+        (_FP32, most_tiles, tile.split_k, 2, tile.block_t * block),
     )
 
 
@@ -66,10 +75,15 @@ def _weight_descriptor(weights: torch.Tensor, block: int) -> TensorDescriptor:
     return TensorDescriptor(weights, [experts * n, k], [k, 1], [block, block])
 
 
-def _grid(geometry: Geometry, tile: Tile, num_rows: int, column_tiles: int, sms: int) -> tuple:
-    """Persistent programs, or fewer where the tiles cannot be that many."""
-    row_tiles = min(geometry.num_local_experts, num_rows) + num_rows // tile.block_t
-    return (min(sms * tile.programs_per_sm, row_tiles * column_tiles), 1, 1)
+def _row_tiles(geometry: Geometry, tile: Tile, num_tokens: int) -> int:
+    """Most tiles that the rows can be cut into: one more than full ones for each expert."""
+    rows = max_rows(geometry, num_tokens)
+    return min(geometry.num_local_experts, rows) + rows // tile.block_t
+
+
+def _grid(tile: Tile, items: int, sms: int) -> tuple:
+    """Persistent programs, or fewer where there cannot be as many items."""
+    return (min(sms * tile.programs_per_sm, items), 1, 1)
 
 
 def moe(geometry: Geometry, tiles: Tiles, logits, bias, hidden, hidden_scale, w1, w1_scale, w2,
@@ -81,23 +95,25 @@ def moe(geometry: Geometry, tiles: Tiles, logits, bias, hidden, hidden_scale, w1
     sms = _num_sms(hidden.device)
     pdl = not knobs.runtime.interpret
     # memory lives to the end of this function; whoever gets it next is behind us on the stream
-    memory, buffers = _workspace(geometry, num_tokens).allocate(hidden.device)
-    *routing_part, act, act_scale, y = buffers
+    memory, buffers = _workspace(geometry, tiles, num_tokens).allocate(hidden.device)
+    *routing_part, act, act_scale, y, parts = buffers
 
-    routing = route(geometry, logits, bias, offset, factor, routing_part, pdl)
     tile = tiles.gemm1
+    most_tiles = _gemm1_tiles(geometry, tile, num_tokens)
+    counters = most_tiles if tile.split_k > 1 else 0
+    routing = route(geometry, logits, bias, offset, factor, routing_part, counters, pdl)
     _gemm1(
-        _grid(geometry, tile, rows, i // block, sms),
+        _grid(tile, most_tiles * tile.split_k, sms),
         (hidden, hidden_scale, _weight_descriptor(w1, block), w1_scale, routing.expert_offsets,
-         routing.row_token, act, act_scale, num_tokens, rows),
-        (h, i, experts, block, tile.block_t, tile.swap_ab, tile.num_stages, pdl),
+         routing.row_token, act, act_scale, parts, routing.counters, num_tokens, rows),
+        (h, i, experts, block, tile.block_t, tile.swap_ab, tile.split_k, tile.num_stages, pdl),
         num_warps=tile.num_warps,
         launch_pdl=pdl,
     )  # fmt: skip
     tile = tiles.gemm2
     _gemm2(
-        _grid(geometry, tile, rows, h // (2 * block), sms),
-        (act, act_scale, _weight_descriptor(w2, block), w2, w2_scale, routing.expert_offsets,
+        _grid(tile, _row_tiles(geometry, tile, num_tokens) * h // (2 * block), sms),
+        (act, act_scale, _weight_descriptor(w2, block), w2_scale, routing.expert_offsets,
          routing.row_weight, y, rows),
         (h, i, experts, block, tile.block_t, tile.swap_ab, tile.num_stages, pdl),
         num_warps=tile.num_warps,
