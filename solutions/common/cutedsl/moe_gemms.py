@@ -1,0 +1,443 @@
+"""Both grouped GEMMs of the MoE layer in one persistent kernel: everything but the multiplication.
+
+One list of tiles runs through GEMM1 and GEMM2 (`tile_queue`), so the weight stream never drains
+between them: a GEMM2 tile waits only for the GEMM1 tiles of its own expert (counters in global
+memory), and its weights are already on the way while it waits.
+
+A GEMM1 tile is R weight rows, half of them up and half gate rows for the same R/2 columns of the
+activation, taken alternately in groups of 8 (one five-dimensional TMA box): wgmma's accumulator
+then gives a thread up and gate of the same column, and SwiGLU needs no exchange. The activation is
+quantised to e4m3 with one scale per token and R/2 columns. A GEMM2 tile is R plain weight rows.
+
+Block: a producer warpgroup (warp 0: weights by TMA; warps 1, 2: token rows and scales by cp.async,
+gathered by token id in GEMM1; warp 3: scheduler), then one or two consumer warpgroups, which the
+subclasses `SwapAbGemms` and `DirectGemms` define.
+
+Global tensors (row-major, last dimension fastest):
+  hidden [T, H] e4m3            hidden_scale [H/128, T] fp32
+  w1 [E, 2I, H] e4m3            w1_scale [E, 2I/128, H/128] fp32     (rows 0..I-1 up, I..2I-1 gate)
+  w2 [E, H, I] e4m3             w2_scale [E, H/128, I/128] fp32
+  expert_offsets [E + 1] int32  row_token [max_rows] int32           row_weight [max_rows] fp32
+  act [max_rows, I] e4m3        act_scale [2I/R, max_rows] fp32      (scratch)
+  y [max_rows, H] bf16          (out: rows times row_weight)
+  counters [1 + E] int32        (zero on entry: tiles handed out, GEMM1 tiles done per expert)
+
+Shared memory of a slot, 128 columns wide: R * 128 bytes of weights and N * 128 bytes of tokens
+(both 128-byte swizzled), N * 256/R token scales (at most two groups of columns), two weight scales.
+"""
+
+from __future__ import annotations
+
+import cuda.bindings.driver as cuda
+import cutlass
+import cutlass.cute as cute
+from cutlass import BFloat16, Float8E4M3FN, Float32, Int32, Int64
+from cutlass.cute.nvgpu import cpasync
+from cutlass.cute.nvgpu.warpgroup import OperandMajorMode
+from cutlass.utils import SmemAllocator
+from cutlass.utils.hopper_helpers import make_trivial_tiled_mma
+
+from ..geometry import Geometry
+from .config import GemmConfig
+from .ring import Ring, consumer_state, producer_state
+from .tile_queue import END, GEMM1, RECORD, Tile, TileList
+from .vectors import prefetch_to_l2, vector
+
+BLOCK = 128  # columns of a slot, and of a scale block
+TOKEN_WARPS = 2
+QUEUE_SLOTS = 2
+# With two consumer warpgroups a thread starts with 168 registers, the most that 384 can have; the
+# producers then give some to the consumers. 56 + 2 * 224 = 3 * 168: asking for more would hang.
+PRODUCER_REGISTERS = 56
+CONSUMER_REGISTERS = 224
+PREFETCH_TOKENS = 2048  # up to here the hidden states fit into a fraction of the L2 cache
+E4M3_MAX = 448.0
+
+
+def _swizzled(shape: tuple, stride: tuple) -> cute.ComposedLayout:
+    """128-byte swizzled layout, as TMA writes and wgmma reads it."""
+    return cute.make_composed_layout(
+        cute.make_swizzle(3, 4, 3), 0, cute.make_layout(shape, stride=stride)
+    )
+
+
+class MoeGemms:
+    """See the module's docstring. A subclass defines `result_bytes`, `operands` and `consume`."""
+
+    def __init__(self, geometry: Geometry, config: GemmConfig, num_sms: int):
+        self.geometry = geometry
+        self.config = config
+        self.num_sms = num_sms
+        self.consumer_threads = 128 * config.warpgroups
+        self.threads = 128 + self.consumer_threads
+        self.groups2 = BLOCK // config.act_columns  # scales of a token in a slot of GEMM2
+
+    @property
+    def result_bytes(self) -> int:
+        """Shared memory in which consumers rearrange their results."""
+        raise NotImplementedError
+
+    @property
+    def mma_shape(self) -> tuple[int, int]:
+        """M and N of one wgmma."""
+        raise NotImplementedError
+
+    @cute.jit
+    def __call__(
+        self,
+        hidden: cute.Pointer,
+        hidden_scale: cute.Pointer,
+        w1: cute.Pointer,
+        w1_scale: cute.Pointer,
+        w2: cute.Pointer,
+        w2_scale: cute.Pointer,
+        expert_offsets: cute.Pointer,
+        row_token: cute.Pointer,
+        row_weight: cute.Pointer,
+        act: cute.Pointer,
+        act_scale: cute.Pointer,
+        y: cute.Pointer,
+        counters: cute.Pointer,
+        num_tokens: Int32,
+        max_rows: Int32,
+        stream: cuda.CUstream,
+    ):
+        g, n, r, s = self.geometry, self.config.tokens, self.config.weight_rows, self.config.stages
+        h, i, e = g.hidden_size, g.intermediate_size, g.num_local_experts
+
+        # weights as (column, row in 8, up or gate, group of 8, expert) and (row, column, expert)
+        w1_tensor = cute.make_tensor(
+            w1, cute.make_layout((h, 8, 2, i // 8, e), stride=(1, h, i * h, 8 * h, 2 * i * h))
+        )
+        w2_tensor = cute.make_tensor(w2, cute.make_layout((h, i, e), stride=(i, 1, h * i)))
+        box1 = _swizzled((BLOCK, 8, 2, r // 16), (1, BLOCK, 8 * BLOCK, 16 * BLOCK))
+        box2 = _swizzled((r, BLOCK), (BLOCK, 1))
+        load = cpasync.CopyBulkTensorTileG2SOp()
+        tma1, tma1_tensor = cpasync.make_tiled_tma_atom(
+            load, w1_tensor, box1, (BLOCK, 8, 2, r // 16)
+        )
+        tma2, tma2_tensor = cpasync.make_tiled_tma_atom(load, w2_tensor, box2, (r, BLOCK))
+        tiled_mma = make_trivial_tiled_mma(
+            Float8E4M3FN, Float8E4M3FN, OperandMajorMode.K, OperandMajorMode.K, Float32,
+            (self.config.warpgroups, 1, 1), self.mma_shape,
+        )  # fmt: skip
+
+        @cute.struct
+        class Shared:
+            ring: cute.struct.MemRange[Int64, 2 * s]
+            queue: cute.struct.MemRange[Int64, 2 * QUEUE_SLOTS]
+            tiles: cute.struct.MemRange[Int32, RECORD * QUEUE_SLOTS]
+            weight_scale: cute.struct.MemRange[Float32, 2 * s]
+            token_scale: cute.struct.Align[cute.struct.MemRange[Float32, self.groups2 * n * s], 16]
+            weights: cute.struct.Align[cute.struct.MemRange[Float8E4M3FN, BLOCK * r * s], 1024]
+            tokens: cute.struct.Align[cute.struct.MemRange[Float8E4M3FN, BLOCK * n * s], 1024]
+            result: cute.struct.Align[cute.struct.MemRange[BFloat16, self.result_bytes // 2], 1024]
+
+        self.shared = Shared
+        self.kernel(
+            tma1, tma1_tensor, tma2, tma2_tensor, tiled_mma, hidden, hidden_scale, w1_scale,
+            w2_scale, expert_offsets, row_token, row_weight, act, act_scale, y, counters,
+            num_tokens, max_rows,
+        ).launch(
+            grid=(self.num_sms, 1, 1), block=(self.threads, 1, 1), min_blocks_per_mp=1,
+            stream=stream, use_pdl=True,
+        )  # fmt: skip
+
+    @cute.kernel
+    def kernel(
+        self,
+        tma1: cute.CopyAtom,
+        tma1_tensor: cute.Tensor,
+        tma2: cute.CopyAtom,
+        tma2_tensor: cute.Tensor,
+        tiled_mma: cute.TiledMma,
+        hidden: cute.Pointer,
+        hidden_scale: cute.Pointer,
+        w1_scale: cute.Pointer,
+        w2_scale: cute.Pointer,
+        expert_offsets: cute.Pointer,
+        row_token: cute.Pointer,
+        row_weight: cute.Pointer,
+        act: cute.Pointer,
+        act_scale: cute.Pointer,
+        y: cute.Pointer,
+        counters: cute.Pointer,
+        num_tokens: Int32,
+        max_rows: Int32,
+    ):
+        s = self.config.stages
+        thread, _, _ = cute.arch.thread_idx()
+        warp = cute.arch.make_warp_uniform(cute.arch.warp_idx())
+        shared = SmemAllocator().allocate(self.shared)
+        ring = Ring(shared.ring.data_ptr(), s)
+        queue = Ring(shared.queue.data_ptr(), QUEUE_SLOTS)
+        records = cute.make_tensor(
+            shared.tiles.data_ptr(), cute.make_layout((RECORD, QUEUE_SLOTS))
+        )
+        consumer_warps = self.consumer_threads // 32
+        if thread == 0:
+            ring.init(1 + 32 * TOKEN_WARPS, consumer_warps)
+            queue.init(1, 1 + TOKEN_WARPS + consumer_warps)
+            cute.arch.mbarrier_init_fence()
+        if warp == 0:
+            cpasync.prefetch_descriptor(tma1)
+            cpasync.prefetch_descriptor(tma2)
+        self.prefetch(thread, hidden, hidden_scale, w1_scale, w2_scale, num_tokens)
+        cute.arch.sync_threads()
+        cute.arch.griddepcontrol_launch_dependents()
+        cute.arch.griddepcontrol_wait()
+
+        if warp < 4:
+            if cutlass.const_expr(self.config.warpgroups == 2):
+                cute.arch.setmaxregister_decrease(PRODUCER_REGISTERS)
+            if warp == 0:
+                self.load_weights(
+                    ring, queue, records, shared, tma1, tma1_tensor, tma2, tma2_tensor
+                )
+            elif warp <= TOKEN_WARPS:
+                self.load_tokens(
+                    ring, queue, records, shared, thread - 32, hidden, hidden_scale, w1_scale,
+                    w2_scale, row_token, act, act_scale, counters, num_tokens, max_rows,
+                )  # fmt: skip
+            else:
+                self.schedule(queue, records, expert_offsets, counters)
+        else:
+            if cutlass.const_expr(self.config.warpgroups == 2):
+                cute.arch.setmaxregister_increase(CONSUMER_REGISTERS)
+            self.consume(
+                ring, queue, records, shared, thread - 128, tiled_mma, row_weight, act,
+                act_scale, y, max_rows,
+            )  # fmt: skip
+
+    @cute.jit
+    def prefetch(self, thread: Int32, hidden, hidden_scale, w1_scale, w2_scale, num_tokens):
+        """Inputs that many blocks read in small pieces go to L2 before the weight stream starts:
+        behind it, each would wait for the megabytes that are queued at the memory already."""
+        g = self.geometry
+        h, i, e = g.hidden_size, g.intermediate_size, g.num_local_experts
+        block, _, _ = cute.arch.block_idx()
+        worker, workers = block * self.threads + thread, self.num_sms * self.threads
+        scales = e * (h // BLOCK) * (i // BLOCK) * 4
+        prefetch_to_l2(w1_scale, Int32(2 * scales), worker, workers)
+        prefetch_to_l2(w2_scale, Int32(scales), worker, workers)
+        if num_tokens <= PREFETCH_TOKENS:
+            prefetch_to_l2(hidden, num_tokens * h, worker, workers)
+            prefetch_to_l2(hidden_scale, num_tokens * (h // BLOCK * 4), worker, workers)
+
+    # ---------------------------------------------------------------------------- scheduler warp
+
+    @cute.jit
+    def schedule(self, queue: Ring, records: cute.Tensor, offsets: cute.Pointer, counters):
+        """Hand out tiles (the block's own index first, then the global counter) and publish
+        finished GEMM1 tiles.
+
+        A record's slot is free once every reader has read it, and consumers read a record after
+        they have finished the tile before it: so getting the slot of tile t (which held tile
+        t - QUEUE_SLOTS) tells that tile t - QUEUE_SLOTS - 1 is finished and its rows are written.
+        """
+        g, r = self.geometry, self.config.weight_rows
+        tiles = TileList.load(
+            cute.make_tensor(offsets, cute.make_layout(g.num_local_experts + 1)),
+            g.num_local_experts,
+            self.config.tokens,
+            g.intermediate_size // self.config.act_columns,
+            g.hidden_size // r,
+        )
+        state = producer_state(QUEUE_SLOTS)
+        index, _, _ = cute.arch.block_idx()
+        # counter to raise once the tile is finished, for tile t - 1, t - 2, ...; 0: none
+        pending = [Int32(0) for _ in range(QUEUE_SLOTS + 1)]
+        left = Int32(QUEUE_SLOTS + 1)  # slots to get: the end record's and one per tile before it
+        while left > 0:
+            tile = tiles.tile(index)
+            queue.acquire(state)
+            if pending[-1] > 0 and cute.arch.lane_idx() == 0:
+                cute.arch.red(
+                    counters + pending[-1], Int32(1), op="add", dtype="s32", sem="release",
+                    scope="gpu",
+                )  # fmt: skip
+            for q in cutlass.range_constexpr(QUEUE_SLOTS, 0, -1):
+                pending[q] = pending[q - 1]
+            pending[0] = tile.expert + 1 if tile.gemm == GEMM1 else Int32(0)
+            if left == QUEUE_SLOTS + 1:
+                with cute.arch.elect_one():
+                    tile.write(records[None, state.index])
+                    cute.arch.mbarrier_arrive(queue.full_barrier(state))
+            state.advance()
+            if tile.gemm == END:
+                left -= 1
+            else:
+                taken = Int32(0)
+                if cute.arch.lane_idx() == 0:
+                    taken = cute.arch.atomic_add(counters, Int32(1), sem="relaxed", scope="gpu")
+                index = self.num_sms + cute.arch.shuffle_sync(taken, 0)
+
+    @cute.jit
+    def next_tile(self, queue: Ring, records: cute.Tensor, state) -> Tile:
+        """Read the next tile record and release its slot (once per warp)."""
+        queue.wait(state)
+        tile = Tile.read(records[None, state.index])
+        cute.arch.sync_warp()
+        with cute.arch.elect_one():
+            queue.release(state)
+        return tile
+
+    # ------------------------------------------------------------------------------- weight warp
+
+    @cute.jit
+    def load_weights(
+        self, ring: Ring, queue: Ring, records, shared, tma1, tma1_tensor, tma2, tma2_tensor
+    ):
+        """Stream the weight boxes of the tiles into the ring; never waits for activations."""
+        g, r, s = self.geometry, self.config.weight_rows, self.config.stages
+        slot = BLOCK * r
+        shape1 = (BLOCK, 8, 2, r // 16)
+        box1 = shared.weights.get_tensor(
+            cute.make_layout((*shape1, s), stride=(1, BLOCK, 8 * BLOCK, 16 * BLOCK, slot)),
+            swizzle=cute.make_swizzle(3, 4, 3),
+        )
+        box2 = shared.weights.get_tensor(
+            cute.make_layout((r, BLOCK, s), stride=(BLOCK, 1, slot)),
+            swizzle=cute.make_swizzle(3, 4, 3),
+        )
+        # (box, column block, 1, 1, tile, expert) and (box, tile, column block, expert)
+        tiles1 = cute.local_tile(tma1_tensor, shape1, (None, None, None, None, None))
+        tiles2 = cute.local_tile(tma2_tensor, (r, BLOCK), (None, None, None))
+        single = cute.make_layout(1)
+        dst1, src1 = cpasync.tma_partition(
+            tma1, 0, single, cute.group_modes(box1, 0, 4), cute.group_modes(tiles1, 0, 4)
+        )
+        dst2, src2 = cpasync.tma_partition(
+            tma2, 0, single, cute.group_modes(box2, 0, 2), cute.group_modes(tiles2, 0, 2)
+        )
+        state, tile_state = producer_state(s), consumer_state(QUEUE_SLOTS)
+        tile = self.next_tile(queue, records, tile_state)
+        tile_state.advance()
+        while tile.gemm != END:
+            if tile.gemm == GEMM1:
+                for k in cutlass.range(g.hidden_size // BLOCK, unroll=1):
+                    barrier = self.expect_weights(ring, state)
+                    source = src1[None, k, 0, 0, tile.column, tile.expert]
+                    cute.copy(tma1, source, dst1[None, state.index], tma_bar_ptr=barrier)
+                    state.advance()
+            else:
+                for k in cutlass.range(g.intermediate_size // BLOCK, unroll=1):
+                    barrier = self.expect_weights(ring, state)
+                    source = src2[None, tile.column, k, tile.expert]
+                    cute.copy(tma2, source, dst2[None, state.index], tma_bar_ptr=barrier)
+                    state.advance()
+            tile = self.next_tile(queue, records, tile_state)
+            tile_state.advance()
+
+    @cute.jit
+    def expect_weights(self, ring: Ring, state) -> cute.Pointer:
+        """Wait for the slot; its full barrier, told how many bytes TMA will bring."""
+        ring.acquire(state)
+        barrier = ring.full_barrier(state)
+        with cute.arch.elect_one():
+            cute.arch.mbarrier_arrive_and_expect_tx(barrier, BLOCK * self.config.weight_rows)
+        return barrier
+
+    # ------------------------------------------------------------------------------- token warps
+
+    @cute.jit
+    def load_tokens(
+        self, ring: Ring, queue: Ring, records, shared, thread: Int32, hidden, hidden_scale,
+        w1_scale, w2_scale, row_token, act, act_scale, counters, num_tokens, max_rows,
+    ):  # fmt: skip
+        """Gather token rows and their scales into the ring, GEMM2's once its expert is ready."""
+        g, s = self.geometry, self.config.stages
+        h, i = g.hidden_size, g.intermediate_size
+        state, tile_state = producer_state(s), consumer_state(QUEUE_SLOTS)
+        tile = self.next_tile(queue, records, tile_state)
+        tile_state.advance()
+        while tile.gemm != END:
+            if tile.gemm == GEMM1:
+                blocks = h // BLOCK
+                row = tile.column * self.config.act_columns // BLOCK
+                up = w1_scale + (tile.expert * (2 * i // BLOCK) + row) * blocks
+                state = self.load_token_tile(
+                    ring, shared, thread, state, tile, row_token, hidden, h, hidden_scale,
+                    num_tokens, up, up + (i // BLOCK) * blocks, True,
+                )  # fmt: skip
+            else:
+                ready = counters + 1 + tile.expert
+                while cute.arch.load(ready, Int32, sem="acquire", scope="gpu") < tile.ready:
+                    pass
+                blocks, rows = i // BLOCK, self.config.weight_rows // BLOCK
+                first = w2_scale + (tile.expert * (h // BLOCK) + tile.column * rows) * blocks
+                state = self.load_token_tile(
+                    ring, shared, thread, state, tile, row_token, act, i, act_scale,
+                    max_rows, first, first + (rows - 1) * blocks, False,
+                )  # fmt: skip
+            tile = self.next_tile(queue, records, tile_state)
+            tile_state.advance()
+
+    @cute.jit
+    def load_token_tile(
+        self, ring: Ring, shared, thread: Int32, state, tile: Tile, row_token, tokens, width,
+        scales, scale_stride, scale_0, scale_1, is_gemm1: cutlass.Constexpr,
+    ):  # fmt: skip
+        """All slots of one tile. tokens [*, width]; scales [width/group, scale_stride]; scale_0,
+        scale_1 [width/128]: the two weight scales of a slot."""
+        n = self.config.tokens
+        threads = 32 * TOKEN_WARPS
+        groups = 1 if is_gemm1 else self.groups2
+        copy16 = cute.make_copy_atom(
+            cpasync.CopyG2SOp(cache_mode=cute.nvgpu.LoadCacheMode.GLOBAL),
+            Float8E4M3FN,
+            num_bits_per_copy=128,
+        )
+        copy4 = cute.make_copy_atom(cpasync.CopyG2SOp(), Float32, num_bits_per_copy=32)
+        # a thread copies 16-byte chunk `chunk` of rows row, row + 8, ...: its swizzle is constant
+        row, chunk = thread // 8, thread % 8
+        rows_per_pass = threads // 8
+        passes = cute.ceil_div(n, rows_per_pass)
+        source = []
+        for p in cutlass.range_constexpr(passes):
+            index = tile.row + cutlass.min(row + p * rows_per_pass, tile.rows - 1)
+            if cutlass.const_expr(is_gemm1):
+                index = cute.make_tensor(row_token, cute.make_layout(1 << 30))[index]
+            source.append(index)
+        tokens = tokens + chunk * 16
+        target = shared.tokens.data_ptr() + row * BLOCK + ((chunk ^ (row % 8)) * 16)
+        # scale `j` of a slot: token j % n of group j // n
+        scale_passes = cute.ceil_div(groups * n, threads)
+        scale_source = []
+        for p in cutlass.range_constexpr(scale_passes):
+            j = thread + p * threads
+            index = tile.row + cutlass.min(j % n, tile.rows - 1)
+            if cutlass.const_expr(is_gemm1):
+                index = cute.make_tensor(row_token, cute.make_layout(1 << 30))[index]
+            scale_source.append((j // n) * scale_stride + index)
+        weight_scale = scale_1 if thread % 2 == 1 else scale_0
+
+        for k in cutlass.range(width // BLOCK, unroll=1):
+            ring.acquire(state)
+            if thread < 2:
+                cute.copy(
+                    copy4,
+                    vector(weight_scale + k, 1, 4),
+                    vector(shared.weight_scale.data_ptr() + state.index * 2 + thread, 1, 4),
+                )
+            slot = shared.token_scale.data_ptr() + state.index * (self.groups2 * n)
+            for p in cutlass.range_constexpr(scale_passes):
+                j = thread + p * threads
+                if j < groups * n:
+                    cute.copy(
+                        copy4,
+                        vector(scales + (k * groups * scale_stride + scale_source[p]), 1, 4),
+                        vector(slot + j, 1, 4),
+                    )
+            for p in cutlass.range_constexpr(passes):
+                if row + p * rows_per_pass < tile.rows:
+                    cute.copy(
+                        copy16,
+                        vector(tokens + (Int64(source[p]) * width + k * BLOCK), 16, 16),
+                        vector(
+                            target + (state.index * n + p * rows_per_pass) * BLOCK, 16, 16
+                        ),
+                    )
+            cute.arch.cp_async_mbarrier_arrive_noinc(ring.full_barrier(state))
+            state.advance()
+        return state

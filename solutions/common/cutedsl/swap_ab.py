@@ -1,0 +1,264 @@
+"""Consumers for few tokens per expert: weights on wgmma's M side, tokens on N.
+
+No padded row is multiplied beyond the next multiple of 8 tokens, so the tensor cores keep up with
+the weight stream. In the accumulator, thread `lane` of a warp owns rows r and r + 8 of every 16
+weight rows, r = lane / 4, and tokens 8 j + 2 (lane % 4) + c: element ((c, row half, j), atom, 0).
+In GEMM1 the two row halves are up and gate of activation column 8 * warp + r (+ 32 * atom).
+
+Registers of a consumer with N tokens and one or two warpgroups: N (N/2) fp32 sums, twice that for
+partial sums, and about 50 more.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import cutlass
+import cutlass.cute as cute
+from cutlass import BFloat16, Float8E4M3FN, Float32, Int32, Int64
+from cutlass.cute.nvgpu import warpgroup
+from cutlass.pipeline import NamedBarrier
+
+from .moe_gemms import BLOCK, E4M3_MAX, QUEUE_SLOTS, MoeGemms
+from .ring import Ring, consumer_state
+from .tile_queue import END, GEMM1, Tile
+from .vectors import vector
+
+CHAINS_IN_TURN = 4  # wgmma chains between two points without a wgmma in flight
+
+
+class SwapAbGemms(MoeGemms):
+    """See the module's docstring."""
+
+    @property
+    def result_bytes(self) -> int:
+        # bf16 [N, 128] or e4m3 [N, 64] with padded rows, and the maxima of every warp
+        return (2 * (BLOCK + 8) + 4 * 4 * self.config.warpgroups) * self.config.tokens
+
+    @property
+    def mma_shape(self) -> tuple[int, int]:
+        return 64, self.config.tokens
+
+    @cute.jit
+    def consume(
+        self, ring: Ring, queue: Ring, records, shared, thread: Int32, tiled_mma, row_weight,
+        act, act_scale, y, max_rows,
+    ):  # fmt: skip
+        """Multiply, promote, and write every tile's result."""
+        g, n, s = self.geometry, self.config.tokens, self.config.stages
+        swizzle = cute.make_swizzle(3, 4, 3)
+        weights = shared.weights.get_tensor(
+            cute.make_layout((BLOCK, BLOCK, s), stride=(BLOCK, 1, BLOCK * BLOCK)), swizzle=swizzle
+        )
+        tokens = shared.tokens.get_tensor(
+            cute.make_layout((n, BLOCK, s), stride=(BLOCK, 1, n * BLOCK)), swizzle=swizzle
+        )
+        group = tiled_mma.get_slice(cute.arch.make_warp_uniform(thread // 128) * 128)
+        a = tiled_mma.make_fragment_A(group.partition_A(weights))
+        b = tiled_mma.make_fragment_B(group.partition_B(tokens))
+        final = cute.make_rmem_tensor(tiled_mma.partition_shape_C((BLOCK, n)), Float32)
+        result = shared.result.get_tensor(cute.make_layout((BLOCK, n), stride=(1, BLOCK + 8)))
+        maxima = cute.make_tensor(
+            cute.recast_ptr(result.iterator + (BLOCK + 8) * n, dtype=Float32),
+            cute.make_layout((n, self.consumer_threads // 32)),
+        )
+        barrier = NamedBarrier(barrier_id=1, num_threads=self.consumer_threads)
+
+        state, tile_state = consumer_state(s), consumer_state(QUEUE_SLOTS)
+        tile = self.next_tile(queue, records, tile_state)
+        tile_state.advance()
+        while tile.gemm != END:
+            final.fill(0.0)
+            if tile.gemm == GEMM1:
+                state = self.multiply(
+                    ring, shared, state, tiled_mma, a, b, final, g.hidden_size // BLOCK, 1
+                )
+                self.write_activation(
+                    result, maxima, thread, tile, final, barrier, act, act_scale, max_rows
+                )
+            else:
+                state = self.multiply(
+                    ring, shared, state, tiled_mma, a, b, final, g.intermediate_size // BLOCK,
+                    self.groups2,
+                )  # fmt: skip
+                self.write_rows(tiled_mma, result, thread, tile, final, barrier, row_weight, y)
+            tile = self.next_tile(queue, records, tile_state)
+            tile_state.advance()
+
+    @cute.jit
+    def multiply(
+        self, ring: Ring, shared, state, tiled_mma, a, b, final, blocks: cutlass.Constexpr,
+        groups: cutlass.Constexpr,
+    ):  # fmt: skip
+        """final += sum over the tile's slots of (weights @ tokens^T) * scales.
+
+        A slot has `groups` token scales, so it is multiplied in `groups` chains of wgmmas, each
+        into a fresh partial sum. Two partial sums take turns: one is multiplied while the other is
+        scaled and added to `final`.
+        """
+        parts = [cute.make_rmem_tensor(final.shape, Float32) for _ in range(2)]
+        chain = partial(self.start_chain, ring, tiled_mma, a, b, groups)
+        promote = partial(self.promote, ring, shared, final, groups)
+        released = state.clone()  # slot whose partial sums are promoted next
+        chains = CHAINS_IN_TURN
+        for _ in cutlass.range(blocks * groups // chains, unroll=1):
+            for c in cutlass.range_constexpr(chains):
+                state = chain(state, parts[c % 2], c % groups)
+                if cutlass.const_expr(c > 0):
+                    released = promote(released, parts[(c - 1) % 2], (c - 1) % groups, 1)
+            released = promote(released, parts[(chains - 1) % 2], (chains - 1) % groups, 0)
+        return state
+
+    @cute.jit
+    def start_chain(
+        self, ring: Ring, tiled_mma, a, b, groups: cutlass.Constexpr, state, part,
+        group: cutlass.Constexpr,
+    ):  # fmt: skip
+        """Start part = one group's columns of the slot; returns the state of the next chain."""
+        if cutlass.const_expr(group == 0):
+            ring.wait(state)
+            cute.arch.fence_view_async_shared()
+        warpgroup.fence()
+        k_atoms = BLOCK // 32 // groups
+        for k in cutlass.range_constexpr(k_atoms):
+            at = (None, None, group * k_atoms + k, state.index)
+            mma = cute.make_mma_atom(tiled_mma.op)
+            mma.set(warpgroup.Field.ACCUMULATE, k != 0)
+            cute.gemm(mma, part, a[at], b[at], part)
+        warpgroup.commit_group()
+        if cutlass.const_expr(group == groups - 1):
+            state.advance()
+        return state
+
+    @cute.jit
+    def promote(
+        self, ring: Ring, shared, final, groups: cutlass.Constexpr, state, part,
+        group: cutlass.Constexpr, in_flight: cutlass.Constexpr,
+    ):  # fmt: skip
+        """Wait for all but `in_flight` chains, then final += part * scales; after the last group
+        release the slot."""
+        n = self.config.tokens
+        weight_scale = shared.weight_scale.data_ptr() + state.index * 2
+        lo, hi = weight_scale[0], weight_scale[1]
+        token_scale = (
+            shared.token_scale.data_ptr()
+            + (state.index * self.groups2 + group) * n
+            + 2 * (cute.arch.lane_idx() % 4)
+        )
+        warpgroup.wait_group(in_flight)
+        for j in cutlass.range_constexpr(n // 8):
+            scale = cute.make_rmem_tensor((2,), Float32)
+            cute.autovec_copy(vector(token_scale + 8 * j, 2, 8), scale)
+            for c in cutlass.range_constexpr(2):
+                lo_scale = scale[c] * lo
+                # in GEMM2 (more than one group) both row halves lie in one weight block
+                hi_scale = scale[c] * hi if groups == 1 else lo_scale
+                for m in cutlass.range_constexpr(cute.size(final, mode=[1])):
+                    up, down = ((c, 0, j), m, 0), ((c, 1, j), m, 0)
+                    final[up] += part[up] * lo_scale
+                    final[down] += part[down] * hi_scale
+        if cutlass.const_expr(group == groups - 1):
+            cute.arch.sync_warp()
+            with cute.arch.elect_one():
+                ring.release(state)
+            state.advance()
+        return state
+
+    @cute.jit
+    def write_activation(
+        self, result, maxima, thread: Int32, tile: Tile, final, barrier, act, act_scale, max_rows
+    ):
+        """SwiGLU, the scale of each token's columns, e4m3 and a coalesced store."""
+        n, width = self.config.tokens, self.config.act_columns
+        pairs, atoms = n // 8, cute.size(final, mode=[1])
+        lane, warp = thread % 32, thread // 32
+        column = (warp % 4) * 8 + lane // 4 + (warp // 4) * 32  # of the warpgroup's first atom
+        values = cute.make_rmem_tensor((2, pairs, atoms), Float32)
+        for j in cutlass.range_constexpr(pairs):
+            for c in cutlass.range_constexpr(2):
+                largest = Float32(0.0)
+                for m in cutlass.range_constexpr(atoms):
+                    value = swiglu(final[(c, 0, j), m, 0], final[(c, 1, j), m, 0])
+                    values[c, j, m] = value
+                    largest = cute.arch.fmax(largest, cute.arch.fmax(value, -value))
+                for distance in (4, 8, 16):
+                    largest = cute.arch.fmax(
+                        largest, cute.arch.shuffle_sync_bfly(largest, distance)
+                    )
+                if lane < 4:
+                    maxima[8 * j + 2 * lane + c, warp] = largest
+        barrier.arrive_and_wait()
+        for j in cutlass.range_constexpr(pairs):
+            for c in cutlass.range_constexpr(2):
+                largest = self.token_maximum(maxima, 8 * j + 2 * (lane % 4) + c)
+                inverse = E4M3_MAX * cute.arch.rcp_approx(largest)
+                for m in cutlass.range_constexpr(atoms):
+                    values[c, j, m] *= inverse
+        codes = cute.make_rmem_tensor((2, pairs, atoms), Float8E4M3FN)
+        codes.store(values.load().to(Float8E4M3FN))
+        quantised = cute.make_tensor(
+            cute.recast_ptr(result.iterator, dtype=Float8E4M3FN),
+            cute.make_layout((width, n), stride=(1, width + 16)),
+        )
+        for j in cutlass.range_constexpr(pairs):
+            for c in cutlass.range_constexpr(2):
+                for m in cutlass.range_constexpr(atoms):
+                    quantised[column + 32 * m, 8 * j + 2 * (lane % 4) + c] = codes[c, j, m]
+        if thread < tile.rows:
+            scale = self.token_maximum(maxima, thread) * (1.0 / E4M3_MAX)
+            (act_scale + Int64(tile.column) * max_rows + tile.row)[thread] = scale
+        barrier.arrive_and_wait()
+        chunks = width // 16
+        for p in cutlass.range_constexpr(cute.ceil_div(n * chunks, self.consumer_threads)):
+            token = (thread + p * self.consumer_threads) // chunks
+            chunk = thread % chunks
+            if token < tile.rows:
+                target = Int64(tile.row + token) * self.geometry.intermediate_size
+                cute.autovec_copy(
+                    vector(quantised.iterator + token * (width + 16) + chunk * 16, 16, 16),
+                    vector(act + target + tile.column * width + chunk * 16, 16, 16),
+                )
+        barrier.arrive_and_wait()
+
+    @cute.jit
+    def token_maximum(self, maxima: cute.Tensor, token: Int32) -> Float32:
+        """Largest absolute value of one token; positive even for a row of zeros."""
+        largest = Float32(1e-10)
+        for warp in cutlass.range_constexpr(self.consumer_threads // 32):
+            largest = cute.arch.fmax(largest, maxima[token, warp])
+        return largest
+
+    @cute.jit
+    def write_rows(
+        self, tiled_mma, result, thread: Int32, tile: Tile, final, barrier, row_weight, y
+    ):
+        """Rows of y: 128 columns of every token, times the token's combine weight, in bf16."""
+        n, h = self.config.tokens, self.geometry.hidden_size
+        weights = row_weight + tile.row
+        for j in cutlass.range_constexpr(n // 8):
+            for c in cutlass.range_constexpr(2):
+                token = 8 * j + 2 * (thread % 4) + c
+                weight = weights[cutlass.min(token, tile.rows - 1)]
+                for half in cutlass.range_constexpr(2):
+                    for m in cutlass.range_constexpr(cute.size(final, mode=[1])):
+                        final[(c, half, j), m, 0] *= weight
+        rounded = cute.make_rmem_tensor(final.shape, BFloat16)
+        rounded.store(final.load().to(BFloat16))
+        cute.autovec_copy(rounded, tiled_mma.get_slice(thread).partition_C(result))
+        barrier.arrive_and_wait()
+        chunks = BLOCK // 8
+        for p in cutlass.range_constexpr(cute.ceil_div(n * chunks, self.consumer_threads)):
+            token = (thread + p * self.consumer_threads) // chunks
+            chunk = thread % chunks
+            if token < tile.rows:
+                target = Int64(tile.row + token) * h + tile.column * BLOCK + chunk * 8
+                cute.autovec_copy(
+                    vector(result.iterator + token * (BLOCK + 8) + chunk * 8, 8, 16),
+                    vector(y + target, 8, 16),
+                )
+        barrier.arrive_and_wait()
+
+
+def swiglu(up: Float32, gate: Float32) -> Float32:
+    """silu(gate) * up."""
+    return up * gate * cute.arch.rcp_approx(1.0 + cute.math.exp(-gate, fastmath=True))

@@ -1,0 +1,103 @@
+"""Device-side scheduler of the ragged two-GEMM tile list.
+
+Tiles are numbered in one list: first GEMM1 for every expert, then GEMM2 for every expert. Within
+a GEMM the order is expert, token tile, weight tile, so blocks that run side by side read
+neighbouring weights. A block takes its first tile by its index and further ones from a counter in
+global memory: fast blocks take more. Since all GEMM1 tiles are handed out before any GEMM2 tile,
+waiting in a GEMM2 tile for the GEMM1 tiles of its expert cannot deadlock.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import cutlass
+import cutlass.cute as cute
+from cutlass import Int32
+from cutlass.cute import arch
+
+GEMM1 = 0
+GEMM2 = 1
+END = -1
+
+RECORD = 8  # Int32 words of a tile record in shared memory
+
+
+def select(condition, yes, no) -> Int32:
+    """`yes` where the condition holds, else `no`; no branch."""
+    return Int32(cutlass.select_(condition, Int32(yes), Int32(no)))
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One unit of work. gemm: GEMM1, GEMM2 or END; expert; column: weight tile; row: first flat
+    row; rows: valid rows (at most the tile's); ready: GEMM1 tiles of the expert."""
+
+    gemm: Int32
+    expert: Int32
+    column: Int32
+    row: Int32
+    rows: Int32
+    ready: Int32
+
+    def write(self, words: cute.Tensor) -> None:
+        for i, field in enumerate(fields(self)):
+            words[i] = getattr(self, field.name)
+
+    @staticmethod
+    def read(words: cute.Tensor) -> Tile:
+        return Tile(*(words[i] for i in range(len(fields(Tile)))))
+
+
+@dataclass(frozen=True)
+class TileList:
+    """The tile list of one launch, spread over the lanes of a warp: lane e knows expert e.
+
+    first, end: flat rows of the lane's expert; tiles: its token tiles; last: token tiles of
+    experts 0..lane; total: token tiles of all experts. tile_rows: tokens of a tile; columns1,
+    columns2: weight tiles that a token tile meets in GEMM1 and in GEMM2.
+    """
+
+    first: Int32
+    end: Int32
+    tiles: Int32
+    last: Int32
+    total: Int32
+    tile_rows: int
+    columns1: int
+    columns2: int
+
+    @staticmethod
+    def load(
+        offsets: cute.Tensor, experts: int, tile_rows: int, columns1: int, columns2: int
+    ) -> TileList:
+        """From offsets int32 [experts + 1]; called by all lanes of a warp, experts <= 32."""
+        lane = arch.lane_idx()
+        expert = select(lane < experts, lane, experts - 1)
+        first, end = offsets[expert], offsets[expert + 1]
+        tiles = select(lane < experts, (end - first + (tile_rows - 1)) // tile_rows, 0)
+        last = tiles
+        for distance in (1, 2, 4, 8, 16):
+            below = arch.shuffle_sync_up(last, distance, mask_and_clamp=0)
+            last = last + select(lane >= distance, below, 0)
+        total = arch.shuffle_sync(last, 31)
+        return TileList(first, end, tiles, last, total, tile_rows, columns1, columns2)
+
+    def tile(self, index: Int32) -> Tile:
+        """Tile number `index`; called by all lanes of the warp."""
+        tiles1 = self.total * self.columns1
+        in_gemm2 = index >= tiles1
+        columns = select(in_gemm2, self.columns2, self.columns1)
+        local = index - select(in_gemm2, tiles1, 0)
+        gemm = select(in_gemm2, GEMM2, GEMM1)
+        gemm = select(index >= tiles1 + self.total * self.columns2, END, gemm)
+        token_tile = local // columns
+        expert = arch.popc(arch.vote_ballot_sync(self.last <= token_tile)) & 31
+        tiles = arch.shuffle_sync(self.tiles, expert)
+        nth = token_tile - (arch.shuffle_sync(self.last, expert) - tiles)
+        row = arch.shuffle_sync(self.first, expert) + nth * self.tile_rows
+        left = arch.shuffle_sync(self.end, expert) - row
+        rows = select(left < self.tile_rows, left, self.tile_rows)
+        return Tile(
+            gemm, expert, local - token_tile * columns, row, rows, tiles * self.columns1
+        )

@@ -1,0 +1,21 @@
+"""Small helpers on pointers."""
+
+from __future__ import annotations
+
+import cutlass
+import cutlass.cute as cute
+from cutlass import Int32
+
+
+def vector(pointer: cute.Pointer, size: int, align: int) -> cute.Tensor:
+    """`size` contiguous elements at a pointer that is a multiple of `align` bytes."""
+    aligned = cute.make_ptr(pointer.dtype, pointer.toint(), pointer.memspace, assumed_align=align)
+    return cute.make_tensor(aligned, cute.make_layout(size))
+
+
+@cute.jit
+def prefetch_to_l2(pointer: cute.Pointer, size: Int32, worker: Int32, workers: Int32):
+    """Bring `size` bytes into the L2 cache; this is worker number `worker` of `workers`."""
+    line = 128 * 8 // pointer.dtype.width
+    for i in cutlass.range(worker, cute.ceil_div(size, 128), workers, unroll=1):
+        cute.arch.inline_ptx("prefetch.global.L2 [{$r0}];", read_only_args=[pointer + i * line])

@@ -1,0 +1,45 @@
+"""Compile every shipped CuTe DSL configuration for sm_90a; one JSON line of facts per kernel."""
+
+import json
+import os
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+SCRATCH = tempfile.mkdtemp()
+os.environ.update(CUTE_DSL_ARCH="sm_90a", CUTE_DSL_DUMP_DIR=SCRATCH)
+
+import cutlass.cute as cute  # noqa: E402
+from triton import knobs  # noqa: E402
+
+from solutions.common.cutedsl.config import TABLE  # noqa: E402
+from solutions.common.cutedsl.layer import MoeLayer  # noqa: E402
+from solutions.common.geometry import DEEPSEEK_V3_EP8  # noqa: E402
+
+INSTRUCTIONS = r"\b(QGMMA|UTMALDG\.\dD|LDGSTS|LDL|STL|WARPGROUP\.DEPBAR)"
+
+
+def main():
+    os.chdir(SCRATCH)
+    for _, config in TABLE:
+        layer = MoeLayer(DEEPSEEK_V3_EP8, config, num_sms=132)
+        cubin = Path("layer.cubin")
+        cubin.write_bytes(layer.compile(cute.KeepCUBIN).artifacts.CUBIN)
+        run = {"capture_output": True, "text": True, "check": True}
+        usage = subprocess.run([knobs.nvidia.cuobjdump.path, "-res-usage", cubin], **run).stdout
+        sass = subprocess.run([knobs.nvidia.nvdisasm.path, cubin], **run).stdout
+        facts = {
+            "config": str(config),
+            "threads": layer.gemms.threads,
+            "shared": layer.gemms.shared.size_in_bytes(),
+            "registers": max(map(int, re.findall(r"REG:(\d+)", usage))),
+            "stack": max(map(int, re.findall(r"STACK:(\d+)", usage))),
+            "instructions": Counter(re.findall(INSTRUCTIONS, sass)),
+        }
+        print(json.dumps(facts))
+
+
+if __name__ == "__main__":
+    main()

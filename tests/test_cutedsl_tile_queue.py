@@ -1,0 +1,76 @@
+"""The ragged tile list hands out every (GEMM, expert, token tile, weight tile) exactly once.
+
+The device code runs here as it is: its warp primitives are replaced by NumPy versions in which an
+array of 32 values is a register of a warp.
+"""
+
+import numpy as np
+import pytest
+
+cutlass = pytest.importorskip("cutlass")
+from solutions.common.cutedsl import tile_queue  # noqa: E402
+from solutions.common.cutedsl.tile_queue import END, GEMM1, GEMM2, TileList  # noqa: E402
+
+
+class Warp:
+    """The primitives of `cute.arch` that the tile list uses, on arrays of 32 lanes."""
+
+    lane_idx = staticmethod(lambda: np.arange(32))
+    shuffle_sync = staticmethod(lambda value, lane: np.asarray(value)[lane])
+    popc = staticmethod(lambda bits: bin(int(bits)).count("1"))
+
+    @staticmethod
+    def vote_ballot_sync(predicate):
+        return sum(1 << lane for lane in range(32) if predicate[lane])
+
+    @staticmethod
+    def shuffle_sync_up(value, distance, mask_and_clamp):
+        assert mask_and_clamp == 0
+        return np.concatenate([value[:distance], value[:-distance]])
+
+
+@pytest.fixture
+def warp(monkeypatch):
+    monkeypatch.setattr(tile_queue, "arch", Warp)
+    monkeypatch.setattr(tile_queue, "select", np.where)
+
+
+def expected_tiles(counts, tile_rows, columns1, columns2):
+    """Every tile once, in the documented order."""
+    first = np.concatenate([[0], np.cumsum(counts)])
+    for gemm, columns in ((GEMM1, columns1), (GEMM2, columns2)):
+        for expert, count in enumerate(counts):
+            tiles = -(-count // tile_rows)
+            for nth in range(tiles):
+                rows = min(tile_rows, count - nth * tile_rows)
+                for column in range(columns):
+                    row = first[expert] + nth * tile_rows
+                    yield gemm, expert, column, row, rows, tiles * columns1
+
+
+def listed_tiles(counts, tile_rows, columns1, columns2):
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    tiles = TileList.load(offsets, len(counts), tile_rows, columns1, columns2)
+    index = 0
+    while True:
+        tile = tiles.tile(np.int64(index))
+        if tile.gemm == END:
+            return
+        yield tuple(
+            int(v)
+            for v in (tile.gemm, tile.expert, tile.column, tile.row, tile.rows, tile.ready)
+        )
+        index += 1
+
+
+@pytest.mark.parametrize("experts", [1, 5, 32])
+def test_ragged_distributions(warp, experts):
+    rng = np.random.default_rng(experts)
+    for _ in range(340):
+        counts = rng.integers(0, rng.choice([2, 20, 300]), experts) * rng.integers(0, 2, experts)
+        shape = (int(rng.choice([16, 64, 128])), int(rng.integers(1, 5)), int(rng.integers(1, 6)))
+        assert list(listed_tiles(counts, *shape)) == list(expected_tiles(counts, *shape)), counts
+
+
+def test_no_pairs_at_all(warp):
+    assert list(listed_tiles(np.zeros(32, int), 16, 32, 56)) == []
