@@ -61,13 +61,13 @@ def _two_weight_tiles(
     w_scale0_ptr,  # fp32, scales of the two weight tiles' first K block
     w_scale1_ptr,
     first_block,  # of K
-    NUM_BLOCKS: tl.constexpr,
+    num_blocks,
     BLOCK: tl.constexpr,
     BLOCK_T: tl.constexpr,
     SWAP_AB: tl.constexpr,
     NUM_STAGES: tl.constexpr,
 ):
-    """x @ w0.T and x @ w1.T over NUM_BLOCKS blocks of K, transposed if SWAP_AB."""
+    """x @ w0.T and x @ w1.T over num_blocks blocks of K, transposed if SWAP_AB."""
     k = tl.arange(0, BLOCK)
     if SWAP_AB:
         acc0 = tl.zeros([BLOCK, BLOCK_T], tl.float32)
@@ -75,7 +75,7 @@ def _two_weight_tiles(
     else:
         acc0 = tl.zeros([BLOCK_T, BLOCK], tl.float32)
         acc1 = tl.zeros([BLOCK_T, BLOCK], tl.float32)
-    for block in tl.range(first_block, first_block + NUM_BLOCKS, num_stages=NUM_STAGES):
+    for block in tl.range(first_block, first_block + num_blocks, num_stages=NUM_STAGES):
         x = tl.load(x_ptr[:, None] + (block * BLOCK + k)[None, :])
         x_scale = tl.load(x_scale_ptr + block * x_scale_stride)
         w0 = w.load([w_row0, block * BLOCK])
@@ -86,28 +86,25 @@ def _two_weight_tiles(
 
 
 @triton.jit
-def _exchange(parts_ptr, counter_ptr, item, part, acc0, acc1, SPLIT_K: tl.constexpr):
-    """Leave a part's sums in memory; whoever comes last gets the total.
+def _add_other_half(halves_ptr, counter_ptr, tile, half, acc0, acc1):
+    """Leave one half of K's sums in memory; the second program to come gets the whole sums.
 
-    Returns whether this program is last, and the sums over all parts, added in their order.
+    Returns whether this is the second. Two addends: the order of arrival does not change the bits.
     """
     ROWS: tl.constexpr = acc0.shape[0]
     COLUMNS: tl.constexpr = acc0.shape[1]
     SIZE: tl.constexpr = ROWS * COLUMNS
     place = tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-    mine = parts_ptr + item * (2 * SIZE)
+    mine = halves_ptr + (tile * 2 + half) * (2 * SIZE)
     tl.store(mine + place, acc0)
     tl.store(mine + SIZE + place, acc1)
     tl.debug_barrier()  # all warps' stores come before the release below
-    last = tl.atomic_add(counter_ptr, 1, sem="acq_rel") == SPLIT_K - 1
-    if last:
-        parts = mine - part * (2 * SIZE)
-        acc0 = tl.load(parts + place, cache_modifier=".cg")
-        acc1 = tl.load(parts + SIZE + place, cache_modifier=".cg")
-        for other in tl.static_range(1, SPLIT_K):
-            acc0 += tl.load(parts + other * 2 * SIZE + place, cache_modifier=".cg")
-            acc1 += tl.load(parts + (other * 2 + 1) * SIZE + place, cache_modifier=".cg")
-    return last, acc0, acc1
+    second = tl.atomic_add(counter_ptr + tile, 1, sem="acq_rel") == 1
+    if second:
+        other = halves_ptr + (tile * 2 + 1 - half) * (2 * SIZE)
+        acc0 += tl.load(other + place, cache_modifier=".cg")
+        acc1 += tl.load(other + SIZE + place, cache_modifier=".cg")
+    return second, acc0, acc1
 
 
 @triton.jit(do_not_specialize=["num_tokens", "max_rows"])
@@ -120,8 +117,8 @@ def gemm1_swiglu_kernel(
     row_token_ptr,
     act_ptr,  # out: fp8 [max_rows, I]
     act_scale_ptr,  # out: fp32 [I / 128, max_rows]
-    parts_ptr,  # scratch: fp32 [tiles, SPLIT_K, 2, BLOCK_T * BLOCK] if SPLIT_K > 1
-    counters_ptr,  # scratch: int32 [tiles] of zeros if SPLIT_K > 1
+    halves_ptr,  # scratch if HALVES: fp32 [tiles, 2, 2, BLOCK_T * BLOCK]
+    counters_ptr,  # scratch if HALVES: int32 [tiles] of zeros
     num_tokens,
     max_rows,
     H: tl.constexpr,
@@ -130,25 +127,30 @@ def gemm1_swiglu_kernel(
     BLOCK: tl.constexpr,
     BLOCK_T: tl.constexpr,
     SWAP_AB: tl.constexpr,
-    SPLIT_K: tl.constexpr,
+    HALVES: tl.constexpr,
     NUM_STAGES: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """act = quantised silu(gate) * up of the rows' gathered tokens.
 
-    SPLIT_K programs share a tile's K, so that few tiles still use all multiprocessors and the last
-    ones end together.
+    HALVES lets two programs share a tile's K where that shortens the end, when less than a third
+    of the programs would have a last tile: with few tiles, or just more than programs.
     """
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
     TILES_N: tl.constexpr = I // BLOCK
     K_BLOCKS: tl.constexpr = H // BLOCK
-    PART_BLOCKS: tl.constexpr = K_BLOCKS // SPLIT_K
     start, end, tiles = _tiles_of_experts(expert_offsets_ptr, TILES_N, BLOCK_T, NUM_LOCAL)
-    for item in range(tl.program_id(0), tl.sum(tiles, 0) * SPLIT_K, tl.num_programs(0)):
-        tile = item // SPLIT_K
-        part = item % SPLIT_K
+    total = tl.sum(tiles, 0)
+    parts = 1
+    if HALVES:
+        tail = total % tl.num_programs(0)
+        parts = tl.where((tail > 0) & (3 * tail <= tl.num_programs(0)), 2, 1)
+    for item in range(tl.program_id(0), total * parts, tl.num_programs(0)):
+        tile = item // parts
+        half = item % parts
+        blocks = K_BLOCKS // parts
         expert, first, stop, n = _locate(tile, start, end, tiles, TILES_N, BLOCK_T, NUM_LOCAL)
         row = first + tl.arange(0, BLOCK_T)
         # rows past the end repeat the last one: a valid load, never stored
@@ -158,14 +160,15 @@ def gemm1_swiglu_kernel(
             hidden_ptr + token.to(tl.int64) * H, hidden_scale_ptr + token, num_tokens,
             w, up * BLOCK, (up + TILES_N) * BLOCK,
             w_scale_ptr + up * K_BLOCKS, w_scale_ptr + (up + TILES_N) * K_BLOCKS,
-            part * PART_BLOCKS, PART_BLOCKS, BLOCK, BLOCK_T, SWAP_AB, NUM_STAGES,
+            half * blocks, blocks, BLOCK, BLOCK_T, SWAP_AB, NUM_STAGES,
         )  # fmt: skip
-        last = True
-        if SPLIT_K > 1:
-            last, acc_up, acc_gate = _exchange(
-                parts_ptr, counters_ptr + tile, item, part, acc_up, acc_gate, SPLIT_K
-            )
-        if last:
+        complete = parts == 1
+        if HALVES:
+            if parts == 2:
+                complete, acc_up, acc_gate = _add_other_half(
+                    halves_ptr, counters_ptr, tile, half, acc_up, acc_gate
+                )
+        if complete:
             act = acc_gate / (1.0 + tl.exp(-acc_gate)) * acc_up
             if SWAP_AB:
                 act = tl.trans(act)

@@ -27,7 +27,7 @@ _gemm1 = Launcher(
     row_token_ptr=_INT,
     act_ptr=_FP8,
     act_scale_ptr=_FP32,
-    parts_ptr=_FP32,
+    halves_ptr=_FP32,
     counters_ptr=_INT,
 )
 _gemm2 = Launcher(
@@ -43,9 +43,9 @@ _gemm2 = Launcher(
 
 @lru_cache
 def _num_sms(device: torch.device) -> int:
-    """Multiprocessors; the interpreter runs programs one after the other, as if it had one."""
+    """Multiprocessors; Triton's interpreter has none, and a few are enough to share the work."""
     if device.type == "cpu":
-        return 1
+        return 4
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
@@ -56,16 +56,16 @@ def _gemm1_tiles(geometry: Geometry, tile: Tile, num_tokens: int) -> int:
 
 @lru_cache
 def _workspace(geometry: Geometry, tiles: Tiles, num_tokens: int) -> Workspace:
-    """Routing's buffers, then act, act_scale, y and GEMM1's parts (shapes in grouped_gemm.py)."""
+    """Routing's buffers, then act, act_scale, y and GEMM1's halves (shapes in grouped_gemm.py)."""
     rows, h, i = max_rows(geometry, num_tokens), geometry.hidden_size, geometry.intermediate_size
     tile, block = tiles.gemm1, geometry.block
-    most_tiles = _gemm1_tiles(geometry, tile, num_tokens) if tile.split_k > 1 else 0
+    most_tiles = _gemm1_tiles(geometry, tile, num_tokens) if tile.halves else 0
     return Workspace(
         *routing_buffers(geometry, num_tokens, most_tiles),
         (_FP8, rows, i),
         (_FP32, i // block, rows),
         (_BF16, rows, h),
-        (_FP32, most_tiles, tile.split_k, 2, tile.block_t * block),
+        (_FP32, most_tiles, 2, 2, tile.block_t * block),
     )
 
 
@@ -96,17 +96,17 @@ def moe(geometry: Geometry, tiles: Tiles, logits, bias, hidden, hidden_scale, w1
     pdl = not knobs.runtime.interpret
     # memory lives to the end of this function; whoever gets it next is behind us on the stream
     memory, buffers = _workspace(geometry, tiles, num_tokens).allocate(hidden.device)
-    *routing_part, act, act_scale, y, parts = buffers
+    *routing_part, act, act_scale, y, halves = buffers
 
     tile = tiles.gemm1
     most_tiles = _gemm1_tiles(geometry, tile, num_tokens)
-    counters = most_tiles if tile.split_k > 1 else 0
+    counters = most_tiles if tile.halves else 0
     routing = route(geometry, logits, bias, offset, factor, routing_part, counters, pdl)
     _gemm1(
-        _grid(tile, most_tiles * tile.split_k, sms),
+        _grid(tile, most_tiles * (2 if tile.halves else 1), sms),
         (hidden, hidden_scale, _weight_descriptor(w1, block), w1_scale, routing.expert_offsets,
-         routing.row_token, act, act_scale, parts, routing.counters, num_tokens, rows),
-        (h, i, experts, block, tile.block_t, tile.swap_ab, tile.split_k, tile.num_stages, pdl),
+         routing.row_token, act, act_scale, halves, routing.counters, num_tokens, rows),
+        (h, i, experts, block, tile.block_t, tile.swap_ab, tile.halves, tile.num_stages, pdl),
         num_warps=tile.num_warps,
         launch_pdl=pdl,
     )  # fmt: skip

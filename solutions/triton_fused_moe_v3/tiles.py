@@ -12,7 +12,7 @@ class Tile:
     num_warps: int
     num_stages: int  # K blocks in flight; one holds (block_t + 256) * 128 bytes
     programs_per_sm: int
-    split_k: int = 1  # programs that share a tile; GEMM1 only
+    halves: bool = False  # two programs may share a tile's K; GEMM1 only
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,8 @@ class Tiles:
 
 
 TABLE = (
-    Tiles(4, Tile(16, True, 4, 3, 2, split_k=4), Tile(16, True, 4, 4, 2)),
-    Tiles(16, Tile(16, True, 4, 3, 2, split_k=2), Tile(16, True, 4, 4, 2)),
-    Tiles(256, Tile(16, True, 4, 3, 2, split_k=2), Tile(16, True, 4, 3, 2)),
+    Tiles(16, Tile(16, True, 4, 3, 2, halves=True), Tile(16, True, 4, 4, 2)),
+    Tiles(256, Tile(16, True, 4, 3, 2, halves=True), Tile(16, True, 4, 3, 2)),
     Tiles(2048, Tile(64, False, 4, 4, 1), Tile(32, True, 4, 3, 2)),
     Tiles(float("inf"), Tile(128, False, 8, 3, 1), Tile(128, False, 8, 3, 1)),
 )
