@@ -15,8 +15,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from solutions.common import combine, routing
+from solutions.common import combine, gather, routing, swiglu
 from solutions.common.geometry import DEEPSEEK_V3_EP8 as G
+from solutions.sglang_fp8_blockwise_moe import permute as sgl_permute
+from solutions.sglang_fp8_blockwise_moe import swiglu as sgl_swiglu
 from solutions.triton_fused_moe_v3 import main
 from solutions.triton_fused_moe_v3.tiles import TABLE
 
@@ -78,13 +80,24 @@ def shipped(capability: int):
         yield f"select_{block.tokens}", routing._select_picks, (*select, True), block.warps
         permute = (block.tokens, 64, experts, G.top_k, True)
         yield f"permute_{block.tokens}", routing._permute, permute, 4
-    yield "combine", combine._combine, (h, G.top_k, 1024, False, True), 4
+    for weighted in (False, True):
+        constants = (h, G.top_k, 1024, weighted, True)
+        yield f"combine_{'weighted' if weighted else 'plain'}", combine._combine, constants, 4
+    yield "gather", gather._gather, (h, i, experts, G.block, 8192, True), 4
+    yield "swiglu_quantize", swiglu._swiglu_quantize, (i, experts, G.block, True), 4
+    yield "sgl_swiglu", sgl_swiglu._swiglu, (i, experts, G.block, True), 4
+    few, many = sgl_permute.blocks_for(1), sgl_permute.blocks_for(1000)
+    yield "sgl_count", sgl_permute._count, (many.tokens * G.top_k, experts, True), many.warps
+    for block in (few, many):
+        pairs = block.tokens * G.top_k
+        constants = (G.top_k, pairs, block.chunk, experts, h, 8192, block == many, True)
+        yield f"sgl_permute_{block.tokens}", sgl_permute._permute, constants, block.warps
     for tiles in TABLE:
         for name, launcher in (("gemm1", main._gemm1), ("gemm2", main._gemm2)):
             tile = getattr(tiles, name)
-            split = (tile.split_k,) if name == "gemm1" else ()
+            halves = (tile.halves,) if name == "gemm1" else ()
             shape = (h, i, experts, G.block, tile.block_t, tile.swap_ab)
-            constants = (*shape, *split, tile.num_stages, True)
+            constants = (*shape, *halves, tile.num_stages, True)
             yield f"{name}_{tiles.max_tokens}", launcher, constants, tile.num_warps
 
 

@@ -4,6 +4,7 @@ import os
 import tempfile
 
 import pytest
+import sgl_standin
 import torch
 
 HAS_CUDA = torch.cuda.is_available()
@@ -11,7 +12,7 @@ HAS_CUDA = torch.cuda.is_available()
 if not HAS_CUDA:
     # Triton decides between compiler and interpreter when it is imported.
     os.environ["TRITON_INTERPRET"] = "1"
-
+sgl_standin.install()
 
 # flashinfer-bench writes built sources and logs here, instead of into the user's cache.
 CACHE = tempfile.TemporaryDirectory(prefix="flashinfer_bench_")

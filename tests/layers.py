@@ -1,7 +1,5 @@
 """The bundle's own layers at toy geometry, and what surrounds a call to one of them."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from sgl_standin import HAS_SGL_KERNEL
@@ -29,9 +27,6 @@ TOY = Geometry(
 
 
 def _with_tiles(tiles):
-    # the toy's K has only two blocks to share
-    split_k = min(tiles.gemm1.split_k, TOY.hidden_size // TOY.block)
-    tiles = replace(tiles, gemm1=replace(tiles.gemm1, split_k=split_k))
     return lambda *arguments: triton_v3.moe(TOY, tiles, *arguments)
 
 

@@ -1,0 +1,188 @@
+"""Permutation of the local (token, expert) pairs: moe_fused_gate's picks -> rows by local expert.
+
+sgl-kernel's prepare_moe_input and shuffle_rows know of no expert parallelism: they leave the
+entries of non-local pairs uninitialised and copy as many rows as the buffer has, eight times what
+there is. Here a pair of another rank's expert gets no row; what is read for it is a row of zeros.
+
+Rows are ordered by local expert, then by pair. With few tokens every program counts all pairs
+itself; with many, `count_kernel` counts them by blocks beforehand.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from ..common.geometry import Geometry
+from ..common.launch import Launcher
+from ..common.routing import max_rows
+
+COUNT_ALL_TOKENS = 256  # up to here every program counts all pairs itself
+
+
+class Permutation(NamedTuple):
+    """Where the rows come from and go to, on the device; tensors or addresses."""
+
+    expert_offsets: object  # int32 [E + 1], prefix sums of the rows per local expert
+    row_token: object  # int32 [max_rows], token of each row
+    pair_row: object  # int32 [T * top_k], row of each pair; max_rows if it is not local
+    pair_weight: object  # bf16 [T * top_k], combine weight of each pair; 0 if it is not local
+    block_counts: object  # int32 [blocks, E], scratch
+
+
+@triton.jit
+def _one_hot(expert, local_expert_offset, NUM_LOCAL: tl.constexpr):
+    """int32 [pairs, NUM_LOCAL]: 1 at each pair's local expert, all 0 where there is none."""
+    local = tl.arange(0, NUM_LOCAL) + local_expert_offset
+    return (expert[:, None] == local[None, :]).to(tl.int32)
+
+
+@triton.jit(do_not_specialize=["num_pairs", "local_expert_offset"])
+def count_kernel(
+    expert_ptr,  # int32 [num_pairs], global experts
+    block_counts_ptr,  # out
+    num_pairs,
+    local_expert_offset,
+    PAIRS: tl.constexpr,
+    NUM_LOCAL: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    pair = tl.program_id(0) * PAIRS + tl.arange(0, PAIRS)
+    expert = tl.load(expert_ptr + pair, mask=pair < num_pairs, other=-1)
+    counts = tl.sum(_one_hot(expert, local_expert_offset, NUM_LOCAL), 0)
+    tl.store(block_counts_ptr + tl.program_id(0) * NUM_LOCAL + tl.arange(0, NUM_LOCAL), counts)
+
+
+@triton.jit(do_not_specialize=["num_pairs", "num_blocks", "no_row", "local_expert_offset"])
+def permute_kernel(
+    expert_ptr,  # int32 [num_pairs], global experts
+    weight_ptr,  # fp32 [num_pairs]
+    expert_offsets_ptr,
+    row_token_ptr,
+    pair_row_ptr,
+    pair_weight_ptr,
+    block_counts_ptr,  # read if COUNTED
+    y_ptr,  # out: bf16 [no_row + 1, H], the last row is set to 0
+    num_pairs,
+    num_blocks,
+    no_row,
+    local_expert_offset,
+    TOP_K: tl.constexpr,
+    PAIRS: tl.constexpr,
+    CHUNK: tl.constexpr,
+    NUM_LOCAL: tl.constexpr,
+    H: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    COUNTED: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Numbers the rows of one block of pairs."""
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    block = tl.program_id(0)
+    local = tl.arange(0, NUM_LOCAL)
+    totals = tl.zeros([CHUNK, NUM_LOCAL], tl.int32)
+    before = tl.zeros([CHUNK, NUM_LOCAL], tl.int32)
+    if COUNTED:
+        for start in range(0, num_blocks, CHUNK):
+            other = start + tl.arange(0, CHUNK)[:, None]
+            counts = tl.load(
+                block_counts_ptr + other * NUM_LOCAL + local[None, :],
+                mask=other < num_blocks,
+                other=0,
+            )
+            totals += counts
+            before += tl.where(other < block, counts, 0)
+    else:
+        for start in range(0, num_pairs, CHUNK):
+            other = start + tl.arange(0, CHUNK)
+            expert = tl.load(expert_ptr + other, mask=other < num_pairs, other=-1)
+            counts = _one_hot(expert, local_expert_offset, NUM_LOCAL)
+            totals += counts
+            before += tl.where((other < block * PAIRS)[:, None], counts, 0)
+    counts = tl.sum(totals, 0)
+    last = tl.cumsum(counts, 0)
+    if block == 0:
+        tl.store(expert_offsets_ptr + local + 1, last)
+        tl.store(expert_offsets_ptr + local, last - counts, mask=local == 0)
+        column = tl.arange(0, BLOCK_H)
+        zeros = tl.zeros([BLOCK_H], tl.bfloat16)
+        tl.store(y_ptr + no_row.to(tl.int64) * H + column, zeros, mask=column < H)
+
+    pair = block * PAIRS + tl.arange(0, PAIRS)
+    in_range = pair < num_pairs
+    expert = tl.load(expert_ptr + pair, mask=in_range, other=-1)
+    taken = _one_hot(expert, local_expert_offset, NUM_LOCAL)
+    next_row = last - counts + tl.sum(before, 0)
+    rank = tl.cumsum(taken, 0) - taken
+    row = tl.sum(taken * (next_row[None, :] + rank), 1)
+    is_local = tl.sum(taken, 1) == 1
+    tl.store(row_token_ptr + row, pair // TOP_K, mask=is_local)
+    tl.store(pair_row_ptr + pair, tl.where(is_local, row, no_row), mask=in_range)
+    weight = tl.load(weight_ptr + pair, mask=is_local, other=0.0)
+    tl.store(pair_weight_ptr + pair, weight.to(tl.bfloat16), mask=in_range)
+
+
+_INT = torch.int32
+_count = Launcher(count_kernel, expert_ptr=_INT, block_counts_ptr=_INT)
+_permute = Launcher(
+    permute_kernel,
+    expert_ptr=_INT,
+    weight_ptr=torch.float32,
+    expert_offsets_ptr=_INT,
+    row_token_ptr=_INT,
+    pair_row_ptr=_INT,
+    pair_weight_ptr=torch.bfloat16,
+    block_counts_ptr=_INT,
+    y_ptr=torch.bfloat16,
+)
+
+
+class Blocks(NamedTuple):
+    """How many tokens a program takes, with how many warps, and how much it counts at a time."""
+
+    tokens: int
+    warps: int
+    chunk: int
+
+
+def blocks_for(num_tokens: int) -> Blocks:
+    """Few tokens: a program each. Many: larger blocks, so that the counts stay short."""
+    return Blocks(1, 4, 256) if num_tokens <= COUNT_ALL_TOKENS else Blocks(32, 8, 64)
+
+
+def permute(
+    geometry: Geometry, experts, weights, local_expert_offset: int, out: Permutation, y, pdl: bool
+) -> None:
+    """Fill `out` from experts int32 and weights fp32 [T, top_k], T > 0; zero y's last row.
+
+    y is bf16 [max_rows + 1, H]. With pdl, experts and weights are awaited with
+    griddepcontrol.wait, and the kernel launched next must await this one likewise.
+    """
+    num_tokens, top_k = experts.shape
+    blocks = blocks_for(num_tokens)
+    programs = triton.cdiv(num_tokens, blocks.tokens)
+    pairs, local = blocks.tokens * top_k, geometry.num_local_experts
+    counted = num_tokens > COUNT_ALL_TOKENS
+    if counted:
+        _count(
+            (programs, 1, 1),
+            (experts, out.block_counts, num_tokens * top_k, local_expert_offset),
+            (pairs, local, pdl),
+            num_warps=blocks.warps,
+            launch_pdl=pdl,
+        )
+    _permute(
+        (programs, 1, 1),
+        (experts, weights, *out, y, num_tokens * top_k, programs,
+         max_rows(geometry, num_tokens), local_expert_offset),
+        (top_k, pairs, blocks.chunk, local, geometry.hidden_size,
+         triton.next_power_of_2(geometry.hidden_size), counted, pdl),
+        num_warps=blocks.warps,
+        launch_pdl=pdl,
+    )  # fmt: skip

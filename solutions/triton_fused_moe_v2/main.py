@@ -1,0 +1,79 @@
+"""MoE layer of sgl-kernel's grouped GEMMs with Triton around them, without host synchronisation.
+
+select -> permute -> gather -> GEMM1 -> SwiGLU + requantisation -> GEMM2 -> weighted combine.
+"""
+
+from typing import NamedTuple
+
+import torch
+from triton import knobs
+
+from ..common.checks import check_arguments
+from ..common.combine import combine
+from ..common.gather import gather
+from ..common.geometry import DEEPSEEK_V3_EP8, Geometry
+from ..common.launch import Workspace
+from ..common.routing import max_rows, route, routing_buffers
+from ..common.sgl_choice import Choice, choice_for
+from ..common.sgl_gemm import GroupedGemms, addresses, reused
+from ..common.swiglu import swiglu_quantize
+
+
+class Buffers(NamedTuple):
+    """Everything a call writes but its output; addresses, but for gemms and routing_memory."""
+
+    gemms: GroupedGemms
+    routing_memory: torch.Tensor
+    routing: list  # common/routing.py's, its expert_offsets replaced by those of gemms
+    gathered: tuple  # x, x_scale, gemm1_sizes, gemm2_sizes
+    up_gate: object
+    act: object
+    act_scale: object
+    y: object
+
+
+@reused
+def buffers_for(geometry: Geometry, num_tokens: int, device: torch.device) -> Buffers:
+    gemms = GroupedGemms(geometry, num_tokens, device)
+    memory, (_, *rest) = Workspace(*routing_buffers(geometry, num_tokens)).allocate(device)
+    return Buffers(
+        gemms,
+        memory,
+        [*addresses(gemms.expert_offsets), *rest],
+        addresses(gemms.x, gemms.x_scale, gemms.gemm1_sizes, gemms.gemm2_sizes),
+        *addresses(gemms.up_gate, gemms.act, gemms.act_scale, gemms.y),
+    )
+
+
+def moe(geometry: Geometry, choice: Choice, logits, bias, hidden, hidden_scale, w1, w1_scale, w2,
+        w2_scale, offset: int, factor: float, output) -> None:
+    """The whole layer at any geometry, T > 0; see `run` for the arguments."""
+    num_tokens = hidden.shape[0]
+    pdl = not knobs.runtime.interpret
+    buffers = buffers_for(geometry, num_tokens, hidden.device)
+    routing = route(geometry, logits, bias, offset, factor, buffers.routing, pdl=pdl)
+    gather(geometry, hidden, hidden_scale, routing.expert_offsets, routing.row_token,
+           buffers.gathered, pdl)  # fmt: skip
+    buffers.gemms.gemm1(choice.gemm1, w1, w1_scale)
+    swiglu_quantize(geometry, max_rows(geometry, num_tokens), buffers.up_gate,
+                    routing.expert_offsets, buffers.act, buffers.act_scale, pdl)  # fmt: skip
+    buffers.gemms.gemm2(choice.gemm2, w2, w2_scale)
+    combine(buffers.y, routing.token_rows, geometry.top_k, output, pdl, routing.row_weight)
+
+
+def run(routing_logits, routing_bias, hidden_states, hidden_states_scale, gemm1_weights,
+        gemm1_weights_scale, gemm2_weights, gemm2_weights_scale, local_expert_offset,
+        routed_scaling_factor, output):
+    """Entry point: shapes and dtypes are the definition's; writes output [T, H] bf16."""
+    offset, factor = int(local_expert_offset), float(routed_scaling_factor)
+    check_arguments(
+        DEEPSEEK_V3_EP8,
+        (routing_logits, routing_bias, hidden_states, hidden_states_scale, gemm1_weights,
+         gemm1_weights_scale, gemm2_weights, gemm2_weights_scale, output),
+        offset,
+    )  # fmt: skip
+    num_tokens = routing_logits.shape[0]
+    if num_tokens > 0:
+        moe(DEEPSEEK_V3_EP8, choice_for(num_tokens, output.device), routing_logits, routing_bias,
+            hidden_states, hidden_states_scale, gemm1_weights, gemm1_weights_scale, gemm2_weights,
+            gemm2_weights_scale, offset, factor, output)  # fmt: skip
