@@ -1,0 +1,512 @@
+"""Grouped FP8 GEMM on a padded batch: c[e, m] = sum over k of a[e, m, k] * b[e, n, k], scaled.
+
+Global tensors (row-major, last dimension fastest; offsets give expert e its first
+rows(e) = offsets[e + 1] - offsets[e] rows, the others are neither needed nor defined):
+  a [E, max_m, K] e4m3          a_scale [K/128, E, max_m] fp32
+  b [E, N, K] e4m3              b_scale [E, N/128, K/128] fp32
+  offsets [E + 1] int32         c [E, max_m, N] bf16
+E <= 32; N and K are multiples of 128, max_m is one of 4 (TMA wants strides of 16 bytes).
+
+A persistent block walks the tiles that have rows: number blockIdx, then every gridDim-th. Warp 0
+brings a, a_scale and b by TMA, two consumer warpgroups multiply. They share the tile's rows, or
+with 64 rows its columns. The products of 128 columns of K are added up in a partial sum, which is
+then scaled and added in fp32 (DeepSeek-V3 technical report, section 3.3.2).
+
+In the accumulator of a warpgroup, thread `lane` of a warp owns rows r and r + 8 of the warp's 16,
+r = lane / 4, and columns 8 j + 2 (lane % 4) + c: element ((c, row half, j), 0, part).
+
+Shared memory of a slot: rows * 128 bytes of a and columns * 128 bytes of b (both 128-byte
+swizzled) and rows scales of a; besides, one or two boxes of c for each warpgroup. Registers of a
+consumer: its share of the tile in fp32 (32 to 128), a partial sum (at most 64), and about 40 more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import cuda.bindings.driver as cuda
+import cutlass
+import cutlass.cute as cute
+import torch
+from cutlass import BFloat16, Float8E4M3FN, Float32, Int32, Int64
+from cutlass.cute.nvgpu import OperandMajorMode, cpasync, warpgroup
+from cutlass.cute.runtime import make_ptr
+from cutlass.pipeline import NamedBarrier
+from cutlass.utils import SmemAllocator
+from cutlass.utils.hopper_helpers import make_trivial_tiled_mma
+
+from .ring import Ring, consumer_state, producer_state
+from .tile_queue import GEMM1, Tile, TileList
+from .vectors import vector
+
+BLOCK = 128  # columns of a slot, and the edge of a scale block
+WARPGROUP_ROWS = 64
+CONSUMERS = 2  # warpgroups
+THREADS = 128 * (1 + CONSUMERS)
+# 384 threads start with 168 registers each; 40 + 2 * 232 = 3 * 168: asking for more would hang
+PRODUCER_REGISTERS = 40
+CONSUMER_REGISTERS = 232
+MAX_EXPERTS = 32  # TileList spreads the experts over a warp
+
+
+@dataclass(frozen=True)
+class GemmTile:
+    """Tile of a block. rows: 64 or 128; columns: 64, 128 or 256; stages: pipeline slots."""
+
+    rows: int
+    columns: int
+    stages: int
+
+    def __post_init__(self):
+        if self.rows not in (64, 128):
+            raise ValueError(f"rows must be 64 or 128, got {self.rows}")
+        if self.columns not in (64, 128, 256):
+            raise ValueError(f"columns must be 64, 128 or 256, got {self.columns}")
+
+    @property
+    def row_groups(self) -> int:
+        """Warpgroups on top of each other; the others are side by side."""
+        return self.rows // WARPGROUP_ROWS
+
+    @property
+    def group_columns(self) -> int:
+        """Columns of a warpgroup."""
+        return self.columns * self.row_groups // CONSUMERS
+
+    @property
+    def mma_columns(self) -> int:
+        """Columns of a partial sum."""
+        return min(self.group_columns, BLOCK)
+
+    @property
+    def box_columns(self) -> int:
+        """Columns of c that are stored at once: at most 128 bytes, the widest swizzle."""
+        return min(self.group_columns, 64)
+
+    @property
+    def boxes(self) -> int:
+        """Boxes of c per warpgroup: if there is more than one, it fills one and stores another."""
+        return min(2, self.group_columns // self.box_columns)
+
+
+# From the least traffic per product to the most blocks.
+TILES = (
+    GemmTile(rows=128, columns=256, stages=4),
+    GemmTile(rows=128, columns=128, stages=5),
+    GemmTile(rows=64, columns=128, stages=8),
+    GemmTile(rows=64, columns=64, stages=12),
+)
+LEAST_BUSY = 0.75  # of the multiprocessors
+
+
+def tile_for(experts: int, max_m: int, n: int, num_sms: int) -> GemmTile:
+    """The first tile that keeps most multiprocessors busy; 128 rows only if 64 are too few."""
+    for tile in TILES:
+        blocks = experts * -(-max_m // tile.rows) * -(-n // tile.columns)
+        if (tile.row_groups == 1 or max_m > WARPGROUP_ROWS) and blocks >= LEAST_BUSY * num_sms:
+            return tile
+    return TILES[-1]
+
+
+def store_chunk(row, chunk, chunks: int):
+    """Where the swizzle puts 16-byte chunk number `chunk` of a row that has `chunks` of them."""
+    return chunk ^ (row * chunks // 8 % chunks)
+
+
+class PaddedGemmKernel:
+    """See the module's docstring."""
+
+    POINTERS = (Float8E4M3FN, Float32, Float8E4M3FN, Float32, Int32, BFloat16)
+
+    def __init__(self, tile: GemmTile, num_sms: int):
+        self.tile = tile
+        self.num_sms = num_sms
+
+    def compile(self, *decorators, options: str = ""):
+        """Compile for all sizes; the result takes addresses and sizes as plain integers."""
+        pointers = [
+            make_ptr(dtype, 16, cute.AddressSpace.gmem, assumed_align=16) for dtype in self.POINTERS
+        ]
+        sizes = [Int32(1)] * 4
+        compiler = cute.compile[decorators] if decorators else cute.compile
+        return compiler(self, *pointers, *sizes, cuda.CUstream(0), options=options)
+
+    def tiled_mma(self) -> cute.TiledMma:
+        """Both warpgroups' wgmma for 32 columns of K."""
+        t = self.tile
+        return make_trivial_tiled_mma(
+            Float8E4M3FN, Float8E4M3FN, OperandMajorMode.K, OperandMajorMode.K, Float32,
+            (t.row_groups, CONSUMERS // t.row_groups, 1), (WARPGROUP_ROWS, t.mma_columns),
+        )  # fmt: skip
+
+    @cute.jit
+    def __call__(
+        self,
+        a: cute.Pointer,
+        a_scale: cute.Pointer,
+        b: cute.Pointer,
+        b_scale: cute.Pointer,
+        offsets: cute.Pointer,
+        c: cute.Pointer,
+        experts: Int32,
+        max_m: Int32,
+        n: Int32,
+        k: Int32,
+        stream: cuda.CUstream,
+    ):
+        t = self.tile
+        max_m4 = cute.assume(Int64(max_m), divby=4)
+        n128, k128 = (cute.assume(Int64(size), divby=BLOCK) for size in (n, k))
+        a_tensor = cute.make_tensor(
+            a, cute.make_layout((max_m, k, experts), stride=(k128, 1, max_m4 * k128))
+        )
+        scale_tensor = cute.make_tensor(
+            a_scale,
+            cute.make_layout((max_m, experts, k // BLOCK), stride=(1, max_m4, max_m4 * experts)),
+        )
+        b_tensor = cute.make_tensor(
+            b, cute.make_layout((n, k, experts), stride=(k128, 1, n128 * k128))
+        )
+        c_tensor = cute.make_tensor(
+            c, cute.make_layout((max_m, n, experts), stride=(n128, 1, max_m4 * n128))
+        )
+        load, store = cpasync.CopyBulkTensorTileG2SOp(), cpasync.CopyBulkTensorTileS2GOp()
+        operands = [
+            cpasync.make_tiled_tma_atom(
+                load, a_tensor, _swizzled(t.rows, BLOCK, 8), (t.rows, BLOCK)
+            ),
+            cpasync.make_tiled_tma_atom(load, scale_tensor, cute.make_layout(t.rows), (t.rows,)),
+            cpasync.make_tiled_tma_atom(
+                load, b_tensor, _swizzled(t.columns, BLOCK, 8), (t.columns, BLOCK)
+            ),
+            cpasync.make_tiled_tma_atom(
+                store,
+                c_tensor,
+                _swizzled(WARPGROUP_ROWS, t.box_columns, t.box_columns // 8),
+                (WARPGROUP_ROWS, t.box_columns),
+            ),
+        ]
+        c_size = CONSUMERS * t.boxes * WARPGROUP_ROWS * t.box_columns
+
+        @cute.struct
+        class Shared:
+            ring: cute.struct.MemRange[Int64, 2 * t.stages]
+            a_scale: cute.struct.Align[cute.struct.MemRange[Float32, t.rows * t.stages], 128]
+            a: cute.struct.Align[
+                cute.struct.MemRange[Float8E4M3FN, BLOCK * t.rows * t.stages], 1024
+            ]
+            b: cute.struct.Align[
+                cute.struct.MemRange[Float8E4M3FN, BLOCK * t.columns * t.stages], 1024
+            ]
+            c: cute.struct.Align[cute.struct.MemRange[BFloat16, c_size], 1024]
+
+        self.shared = Shared
+        atoms, tensors = zip(*operands)
+        self.kernel(
+            *atoms, *tensors, self.tiled_mma(), b_scale, offsets, experts, n // BLOCK, k // BLOCK
+        ).launch(
+            grid=(self.num_sms, 1, 1), block=(THREADS, 1, 1), min_blocks_per_mp=1, stream=stream
+        )
+
+    @cute.kernel
+    def kernel(
+        self,
+        load_a: cute.CopyAtom,
+        load_scale: cute.CopyAtom,
+        load_b: cute.CopyAtom,
+        store_c: cute.CopyAtom,
+        a: cute.Tensor,
+        a_scale: cute.Tensor,
+        b: cute.Tensor,
+        c: cute.Tensor,
+        tiled_mma: cute.TiledMma,
+        b_scale: cute.Pointer,
+        offsets: cute.Pointer,
+        experts: Int32,
+        n_blocks: Int32,
+        k_blocks: Int32,
+    ):
+        t = self.tile
+        thread, _, _ = cute.arch.thread_idx()
+        warp = cute.arch.make_warp_uniform(cute.arch.warp_idx())
+        shared = SmemAllocator().allocate(self.shared)
+        ring = Ring(shared.ring.data_ptr(), t.stages)
+        if thread == 0:
+            ring.init(1, 4 * CONSUMERS)
+            cute.arch.mbarrier_init_fence()
+        if warp == 0:
+            for atom in (load_a, load_scale, load_b, store_c):
+                cpasync.prefetch_descriptor(atom)
+        cute.arch.sync_threads()
+        # the list's second GEMM is not wanted: its first tile ends the walk
+        tiles = TileList.load(
+            cute.make_tensor(offsets, cute.make_layout(MAX_EXPERTS + 1)), experts, t.rows,
+            cute.ceil_div(n_blocks * BLOCK, t.columns), 1,
+        )  # fmt: skip
+        if warp < 4:
+            cute.arch.setmaxregister_decrease(PRODUCER_REGISTERS)
+            if warp == 0:
+                self.produce(
+                    ring, tiles, shared, load_a, load_scale, load_b, a, a_scale, b, offsets,
+                    k_blocks,
+                )  # fmt: skip
+        else:
+            cute.arch.setmaxregister_increase(CONSUMER_REGISTERS)
+            self.consume(
+                ring, tiles, shared, thread - 128, tiled_mma, store_c, c, b_scale, offsets,
+                n_blocks, k_blocks,
+            )  # fmt: skip
+
+    @cute.jit
+    def produce(
+        self, ring: Ring, tiles: TileList, shared, load_a, load_scale, load_b, a, a_scale, b,
+        offsets, k_blocks,
+    ):  # fmt: skip
+        """Keep the ring filled with the slots of this block's tiles."""
+        t = self.tile
+        swizzle = cute.make_swizzle(3, 4, 3)
+        smem_a = shared.a.get_tensor(_slots(t.rows, t.stages), swizzle=swizzle)
+        smem_b = shared.b.get_tensor(_slots(t.columns, t.stages), swizzle=swizzle)
+        smem_scale = shared.a_scale.get_tensor(cute.make_layout((t.rows, t.stages)))
+        # (box, row tile, column block, expert); for the scales (box, row tile, expert, block)
+        gmem_a = cute.local_tile(a, (t.rows, BLOCK), (None, None, None))
+        gmem_b = cute.local_tile(b, (t.columns, BLOCK), (None, None, None))
+        gmem_scale = cute.local_tile(a_scale, (t.rows,), (None, None, None))
+        to_a, from_a = _partition(load_a, smem_a, gmem_a, 2)
+        to_b, from_b = _partition(load_b, smem_b, gmem_b, 2)
+        to_scale, from_scale = _partition(load_scale, smem_scale, gmem_scale, 1)
+        state = producer_state(t.stages)
+        index, _, _ = cute.arch.block_idx()
+        tile = tiles.tile(index)
+        while tile.gemm == GEMM1:
+            row = self.first_row(tile, offsets) // t.rows
+            for k in cutlass.range(k_blocks, unroll=1):
+                ring.acquire(state)
+                barrier = ring.full_barrier(state)
+                with cute.arch.elect_one():
+                    cute.arch.mbarrier_arrive_and_expect_tx(
+                        barrier, BLOCK * (t.rows + t.columns) + 4 * t.rows
+                    )
+                slot = (None, state.index)
+                cute.copy(
+                    load_b, from_b[None, tile.column, k, tile.expert], to_b[slot],
+                    tma_bar_ptr=barrier,
+                )  # fmt: skip
+                cute.copy(
+                    load_a, from_a[None, row, k, tile.expert], to_a[slot], tma_bar_ptr=barrier
+                )
+                cute.copy(
+                    load_scale, from_scale[None, row, tile.expert, k], to_scale[slot],
+                    tma_bar_ptr=barrier,
+                )  # fmt: skip
+                state.advance()
+            index += self.num_sms
+            tile = tiles.tile(index)
+
+    @cute.jit
+    def first_row(self, tile: Tile, offsets) -> Int32:
+        """First row of the tile within its expert."""
+        return tile.row - cute.make_tensor(offsets, cute.make_layout(MAX_EXPERTS + 1))[tile.expert]
+
+    @cute.jit
+    def consume(
+        self, ring: Ring, tiles: TileList, shared, thread: Int32, tiled_mma, store_c, c, b_scale,
+        offsets, n_blocks, k_blocks,
+    ):  # fmt: skip
+        """Multiply, promote and store every tile."""
+        t = self.tile
+        swizzle = cute.make_swizzle(3, 4, 3)
+        smem_a = shared.a.get_tensor(_slots(t.rows, t.stages), swizzle=swizzle)
+        # one after the other, the parts of all slots that are multiplied at once
+        width = t.mma_columns * CONSUMERS // t.row_groups
+        smem_b = shared.b.get_tensor(_slots(width, t.columns // width * t.stages), swizzle=swizzle)
+        group = cute.arch.make_warp_uniform(thread // 128)
+        slice_ = tiled_mma.get_slice(group * 128)
+        a = tiled_mma.make_fragment_A(slice_.partition_A(smem_a))
+        b = tiled_mma.make_fragment_B(slice_.partition_B(smem_b))
+        final = cute.make_rmem_tensor(tiled_mma.partition_shape_C((t.rows, t.columns)), Float32)
+        # of the warpgroup within the tile
+        group_row = group % t.row_groups * WARPGROUP_ROWS
+        group_column = group // t.row_groups * t.group_columns
+        state = consumer_state(t.stages)
+        index, _, _ = cute.arch.block_idx()
+        tile = tiles.tile(index)
+        while tile.gemm == GEMM1:
+            column = tile.column * t.columns + group_column
+            if group_row < tile.rows and column < n_blocks * BLOCK:
+                scales = []
+                for part in cutlass.range_constexpr(cute.size(final, mode=[2])):
+                    block = cutlass.min(column // BLOCK + part, n_blocks - 1)
+                    scales.append(b_scale + (tile.expert * n_blocks + block) * k_blocks)
+                state = self.multiply(
+                    ring, shared, state, thread % 128 // 32 * 16 + group_row, tiled_mma, a, b,
+                    final, scales, k_blocks,
+                )  # fmt: skip
+                self.store(
+                    shared, thread, final, store_c, c, tile.expert,
+                    self.first_row(tile, offsets) + group_row, column,
+                )  # fmt: skip
+            else:
+                state = self.skip(ring, state, k_blocks)
+            index += self.num_sms
+            tile = tiles.tile(index)
+        cute.arch.cp_async_bulk_wait_group(0)
+
+    @cute.jit
+    def multiply(
+        self, ring: Ring, shared, state, warp_row: Int32, tiled_mma, a, b, final, b_scales,
+        k_blocks,
+    ):  # fmt: skip
+        """final = sum over the tile's slots of (a @ b^T) * scales."""
+        t = self.tile
+        parts = cute.size(final, mode=[2])
+        partial = cute.make_rmem_tensor((*final.shape[:2], 1), Float32)
+        row = warp_row + cute.arch.lane_idx() // 4
+        final.fill(0.0)
+        for k in cutlass.range(k_blocks, unroll=1):
+            b_scale = [scales[k] for scales in b_scales]
+            ring.wait(state)
+            smem_scale = shared.a_scale.data_ptr() + state.index * t.rows + row
+            a_scale = [smem_scale[8 * i] for i in range(2)]
+            for part in cutlass.range_constexpr(parts):
+                warpgroup.fence()
+                for atom in cutlass.range_constexpr(BLOCK // 32):
+                    mma = cute.make_mma_atom(tiled_mma.op)
+                    mma.set(warpgroup.Field.ACCUMULATE, atom != 0)
+                    cute.gemm(
+                        mma, partial, a[None, None, atom, state.index],
+                        b[None, None, atom, state.index * parts + part], partial,
+                    )  # fmt: skip
+                warpgroup.commit_group()
+                scales = [a_scale[i] * b_scale[part] for i in range(2)]
+                warpgroup.wait_group(0)
+                if cutlass.const_expr(part == parts - 1):
+                    self.release(ring, state)
+                for j in cutlass.range_constexpr(t.mma_columns // 8):
+                    for i in cutlass.range_constexpr(2):
+                        for c in cutlass.range_constexpr(2):
+                            final[(c, i, j), 0, part] += partial[(c, i, j), 0, 0] * scales[i]
+            state.advance()
+        return state
+
+    @cute.jit
+    def release(self, ring: Ring, state):
+        """The warp is done with the slot."""
+        cute.arch.sync_warp()
+        with cute.arch.elect_one():
+            ring.release(state)
+
+    @cute.jit
+    def skip(self, ring: Ring, state, k_blocks):
+        """Walk through a tile's slots without using them."""
+        for _ in cutlass.range(k_blocks, unroll=1):
+            ring.wait(state)
+            self.release(ring, state)
+            state.advance()
+        return state
+
+    @cute.jit
+    def store(
+        self, shared, thread: Int32, final, store_c, c, expert: Int32, row: Int32, column: Int32
+    ):
+        """The warpgroup's share of c in bf16, box by box through shared memory.
+
+        TMA leaves out what lies past max_m or N.
+        """
+        t = self.tile
+        width, chunks = t.box_columns, t.box_columns // 8
+        group = cute.arch.make_warp_uniform(thread // 128)
+        warp = cute.arch.make_warp_uniform(thread % 128 // 32)
+        lane = cute.arch.lane_idx()
+        barrier = NamedBarrier(barrier_id=1 + group, num_threads=128)
+        size = WARPGROUP_ROWS * width
+        memory = shared.c.data_ptr() + group * (t.boxes * size)
+        boxes = cute.make_tensor(
+            cute.recast_ptr(memory, _swizzle(chunks)),
+            cute.make_layout((WARPGROUP_ROWS, width, t.boxes), stride=(width, 1, size)),
+        )
+        tiles = cute.local_tile(c, (WARPGROUP_ROWS, width), (None, None, None))
+        source, target = _partition(store_c, boxes, tiles, 2)
+        for box in cutlass.range_constexpr(t.group_columns // width):
+            if warp == 0:  # the box's last store has read it
+                cute.arch.cp_async_bulk_wait_group(t.boxes - 1, read=True)
+            barrier.arrive_and_wait()
+            part, first = box * width // t.mma_columns, box * width % t.mma_columns // 8
+            for i in cutlass.range_constexpr(2):
+                values = cute.make_rmem_tensor((2, chunks), Float32)
+                for j in cutlass.range_constexpr(chunks):
+                    for e in cutlass.range_constexpr(2):
+                        values[e, j] = final[(e, i, first + j), 0, part]
+                rounded = cute.make_rmem_tensor((2, chunks), BFloat16)
+                rounded.store(values.load().to(BFloat16))
+                line = warp * 16 + 8 * i + lane // 4
+                place = memory + (box % t.boxes * size + line * width + 2 * (lane % 4))
+                for j in cutlass.range_constexpr(chunks):
+                    chunk = store_chunk(line, j, chunks)
+                    cute.autovec_copy(rounded[None, j], vector(place + 8 * chunk, 2, 4))
+            cute.arch.fence_view_async_shared()
+            barrier.arrive_and_wait()
+            if warp == 0:
+                with cute.arch.elect_one():
+                    cute.copy(
+                        store_c, source[None, box % t.boxes],
+                        target[None, row // WARPGROUP_ROWS, column // width + box, expert],
+                    )  # fmt: skip
+                    cute.arch.cp_async_bulk_commit_group()
+
+
+def _swizzle(chunks: int) -> cute.Swizzle:
+    """Swizzle of rows of `chunks` 16-byte chunks, as TMA and wgmma know it."""
+    return cute.make_swizzle(chunks.bit_length() - 1, 4, 3)
+
+
+def _swizzled(rows: int, columns: int, chunks: int) -> cute.ComposedLayout:
+    return cute.make_composed_layout(
+        _swizzle(chunks), 0, cute.make_layout((rows, columns), stride=(columns, 1))
+    )
+
+
+def _slots(rows: int, slots: int) -> cute.Layout:
+    return cute.make_layout((rows, BLOCK, slots), stride=(BLOCK, 1, rows * BLOCK))
+
+
+def _partition(atom, smem, gmem, modes: int) -> tuple:
+    """Both sides of a TMA copy whose box is the tensors' first `modes` modes."""
+    return cpasync.tma_partition(
+        atom, 0, cute.make_layout(1), cute.group_modes(smem, 0, modes),
+        cute.group_modes(gmem, 0, modes),
+    )  # fmt: skip
+
+
+@lru_cache
+def _num_sms(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@lru_cache
+def _compiled(tile: GemmTile, device: torch.device):
+    # TVM-FFI: a call costs a few microseconds of host time instead of tens
+    return PaddedGemmKernel(tile, _num_sms(device)).compile(options="--enable-tvm-ffi")
+
+
+def padded_gemm(a, a_scale, b, b_scale, offsets, tile: GemmTile | None = None) -> torch.Tensor:
+    """c [E, max_m, N] bf16 of the module's docstring, on a's device and its current stream.
+
+    The arguments are contiguous CUDA tensors. tile: by default, that of `tile_for`.
+    Raises ValueError for more than 32 experts or a size that is no multiple of what it must be.
+    """
+    experts, max_m, k = a.shape
+    n = b.shape[1]
+    if experts > MAX_EXPERTS:
+        raise ValueError(f"a: expected at most {MAX_EXPERTS} experts, got {experts}")
+    for name, size, multiple in (("max_m", max_m, 4), ("N", n, BLOCK), ("K", k, BLOCK)):
+        if size % multiple:
+            raise ValueError(f"{name}: expected a multiple of {multiple}, got {size}")
+    c = torch.empty(experts, max_m, n, dtype=torch.bfloat16, device=a.device)
+    tile = tile or tile_for(experts, max_m, n, _num_sms(a.device))
+    _compiled(tile, a.device)(
+        a.data_ptr(), a_scale.data_ptr(), b.data_ptr(), b_scale.data_ptr(), offsets.data_ptr(),
+        c.data_ptr(), experts, max_m, n, k, torch.cuda.current_stream(a.device).cuda_stream,
+    )  # fmt: skip
+    return c

@@ -1,0 +1,36 @@
+"""Padding and extraction by index, for all experts at once; the host waits for one number."""
+
+import torch
+
+from ..common.padded_moe import padded_rows
+
+
+class IndexPadding:
+    """See `Padding` in common/padded_moe.py; what is undefined there repeats other rows here.
+
+    A slot is a row of the padded batch, numbered through all experts.
+    """
+
+    def __init__(self, expert_offsets: torch.Tensor, max_rows: int):
+        starts, ends = expert_offsets[:-1], expert_offsets[1:]
+        self.experts, device = len(starts), starts.device
+        self.max_m = padded_rows((ends - starts).max().item())
+        slots = self.experts * self.max_m
+        self.rows = min(max_rows, slots)
+
+        rows = torch.arange(self.rows, dtype=torch.int32, device=device)
+        expert = torch.searchsorted(ends, rows, right=True).clamp(max=self.experts - 1)
+        slot = expert * self.max_m + rows - starts[expert]
+        self.slot_of_row = slot.clamp(max=slots - 1)
+        row = starts[:, None] + torch.arange(self.max_m, dtype=torch.int32, device=device)
+        self.row_of_slot = row.clamp(max=self.rows - 1).flatten()
+
+    def pad(self, values: torch.Tensor) -> torch.Tensor:
+        return values[self.row_of_slot].view(self.experts, self.max_m, -1)
+
+    def pad_scale(self, scale: torch.Tensor) -> torch.Tensor:
+        padded = scale.t().index_select(1, self.row_of_slot)
+        return padded.view(-1, self.experts, self.max_m)
+
+    def extract(self, padded: torch.Tensor) -> torch.Tensor:
+        return padded.flatten(0, 1)[self.slot_of_row]

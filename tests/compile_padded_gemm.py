@@ -1,0 +1,80 @@
+"""Compile the padded GEMM's tiles for sm_90a; one JSON line of facts per tile.
+
+Besides what the binary has, the accumulator's map (a row and a column of the tile for every
+thread's every value) and what the host hands to the driver, which a mock of the CUDA runtime takes.
+"""
+
+import json
+import os
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+SCRATCH = tempfile.mkdtemp()
+os.environ.update(CUTE_DSL_ARCH="sm_90a", CUTE_DSL_DUMP_DIR=SCRATCH)
+
+import cutlass  # noqa: E402
+import cutlass.cute as cute  # noqa: E402
+from mock_cuda import MockRuntime  # noqa: E402
+from triton import knobs  # noqa: E402
+
+from solutions.common.cutedsl.padded_gemm import (  # noqa: E402
+    CONSUMERS,
+    THREADS,
+    TILES,
+    PaddedGemmKernel,
+)
+
+INSTRUCTIONS = r"\b(QGMMA|UTMALDG\.\dD|UTMASTG\.\dD|LDL|STL|WARPGROUP\.DEPBAR)"
+EXPERTS, MAX_M, N, K = 5, 44, 384, 256
+POINTERS = [i << 32 for i in range(1, 7)]
+
+
+def accumulator(kernel: PaddedGemmKernel) -> list:
+    """[row, column] of every consumer thread's every value in one partial sum of the tile."""
+    places = []
+
+    @cute.jit
+    def look():
+        mma = kernel.tiled_mma()
+        rows, columns = mma.get_tile_size(0), mma.get_tile_size(1)
+        layout = mma.tv_layout_C_tiled
+        for thread in cutlass.range_constexpr(128 * CONSUMERS):
+            for value in cutlass.range_constexpr(rows * columns // (128 * CONSUMERS)):
+                index = cute.crd2idx((thread, value), layout)
+                places.append([index % rows, index // rows])
+
+    look()
+    return places
+
+
+def main():
+    os.chdir(SCRATCH)
+    for tile in TILES:
+        kernel = PaddedGemmKernel(tile, num_sms=132)
+        cubin = Path("gemm.cubin")
+        compiled = kernel.compile(cute.KeepCUBIN)
+        cubin.write_bytes(compiled.artifacts.CUBIN)
+        run = {"capture_output": True, "text": True, "check": True}
+        usage = subprocess.run([knobs.nvidia.cuobjdump.path, "-res-usage", cubin], **run).stdout
+        sass = subprocess.run([knobs.nvidia.nvdisasm.path, cubin], **run).stdout
+        launch = MockRuntime(kernel.compile(), Path(SCRATCH)).launch(
+            POINTERS, [EXPERTS, MAX_M, N, K], descriptors=4
+        )
+        facts = {
+            "tile": str(tile),
+            "threads": THREADS,
+            "shared": kernel.shared.size_in_bytes(),
+            "registers": max(map(int, re.findall(r"REG:(\d+)", usage))),
+            "stack": max(map(int, re.findall(r"STACK:(\d+)", usage))),
+            "instructions": Counter(re.findall(INSTRUCTIONS, sass)),
+            "accumulator": accumulator(kernel),
+            "launch": launch,
+        }
+        print(json.dumps(facts))
+
+
+if __name__ == "__main__":
+    main()
