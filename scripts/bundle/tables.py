@@ -72,25 +72,26 @@ class Metric:
     format: Callable[[Cell], str]
 
 
-def _number(value: float | None, pattern: str) -> str:
+def number(value: float | None, pattern: str) -> str:
+    """A figure as text; a dash where there is none."""
     if value is None:
         return "-"
     return format(value, pattern) if isfinite(value) else str(value)
 
 
-LATENCY = Metric("us", "Latency, us", lambda cell: _number(cell.latency_us, ",.1f"))
+LATENCY = Metric("us", "Latency, us", lambda cell: number(cell.latency_us, ",.1f"))
 SPEEDUP = Metric(
-    "speed-up", "Speed-up versus the reference", lambda cell: _number(cell.speedup, ",.1f")
+    "speed-up", "Speed-up versus the reference", lambda cell: number(cell.speedup, ",.1f")
 )
 RATIO = Metric(
     "ratio",
     "Latency / latency of {baseline} (below 1 is faster)",
-    lambda cell: _number(cell.baseline_ratio, ".3f"),
+    lambda cell: number(cell.baseline_ratio, ".3f"),
 )
 OVER_FLOOR = Metric(
-    "us over", "Microseconds over the floor", lambda cell: _number(cell.over_floor_us, ",.1f")
+    "us over", "Microseconds over the floor", lambda cell: number(cell.over_floor_us, ",.1f")
 )
-FLOOR_RATIO = Metric("x floor", "Latency / floor", lambda cell: _number(cell.floor_ratio, ",.2f"))
+FLOOR_RATIO = Metric("x floor", "Latency / floor", lambda cell: number(cell.floor_ratio, ",.2f"))
 
 
 # Sheets ----------------------------------------------------------------------------------------
@@ -98,7 +99,7 @@ FLOOR_RATIO = Metric("x floor", "Latency / floor", lambda cell: _number(cell.flo
 
 def sheets(comparison: Comparison, width: int) -> list[Sheet]:
     """Workload tables at most `width` characters wide if that can be, then the summaries."""
-    summaries = [_score_sheet(comparison), _record_sheet(comparison)]
+    summaries = [_score_sheet(comparison), record_sheet(comparison)]
     return [*_workload_sheets(comparison, width), *summaries]
 
 
@@ -196,7 +197,7 @@ def _context(rows: Sequence[Row]) -> list[tuple[str, Callable[[Row], str]]]:
 
 
 def _floor(row: Row) -> str:
-    return _number(next(iter(row.cells.values())).floor_us, ",.1f")
+    return number(next(iter(row.cells.values())).floor_us, ",.1f")
 
 
 def _reference(row: Row) -> str:
@@ -264,13 +265,13 @@ def _aggregate(aggregate: Aggregate, pattern: str, best: float | None = None) ->
     count = f"{aggregate.count}/{aggregate.total}"
     if aggregate.value is None:
         return Entry(count, FAILED)
-    text = _number(aggregate.value, pattern)
+    text = number(aggregate.value, pattern)
     if aggregate.count < aggregate.total:
         return Entry(f"{text} ({count})")
     return Entry(text, BEST if aggregate.value == best else "")
 
 
-def _record_sheet(comparison: Comparison) -> Sheet:
+def record_sheet(comparison: Comparison) -> Sheet:
     """Statuses and worst errors of every solution."""
     headings = [
         Heading("solution", left=True),
@@ -293,8 +294,8 @@ def _record_sheet(comparison: Comparison) -> Sheet:
                 Entry(statuses, FAILED if failed else ""),
                 Entry(f"{compared.count}/{compared.total}"),
                 _aggregate(matched, ".4f") if matched.count else Entry("-"),
-                Entry(_number(compared.value, ".4g")),
-                Entry(_number(record.max_relative_error.value, ".4g")),
+                Entry(number(compared.value, ".4g")),
+                Entry(number(record.max_relative_error.value, ".4g")),
             ]
         )
     return Sheet("Correctness", headings, rows)
@@ -355,7 +356,7 @@ def terminal(comparison: Comparison, command: str, width: int) -> RenderableType
     parts += [Text(note, style="yellow") for note in comparison.notes]
     parts.append(Text(legend(comparison, best="*"), style=DIM))
     for sheet in sheets(comparison, width):
-        parts += [Text(), Text(sheet.title, style="bold cyan"), _rich_table(sheet)]
+        parts += [Text(), Text(sheet.title, style="bold cyan"), rich_table(sheet)]
     return Group(*parts)
 
 
@@ -440,12 +441,13 @@ def _runs(sheet: Sheet) -> list[_Run]:
 
 
 def _natural_width(sheet: Sheet) -> int:
-    """The characters that _rich_table takes, with 3 between columns."""
+    """The characters that rich_table takes, with 3 between columns."""
     runs = _runs(sheet)
     return sum(run.width for run in runs) + 3 * (len(runs) - 1)
 
 
-def _rich_table(sheet: Sheet) -> Table:
+def rich_table(sheet: Sheet) -> Table:
+    """A sheet for the terminal, each column as wide as its longest text."""
     # Padding by rich, cell by cell, is half of its time; here the columns of figures are wider.
     table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
     runs = _runs(sheet)
@@ -485,7 +487,7 @@ def markdown(comparison: Comparison, command: str) -> str:
     """The whole report as Markdown; sheets of a single figure but the latency fold away."""
     lines = [f"### {comparison.definition}", ""]
     for name, value in facts(comparison, command):
-        lines.append(f"- {name}: " + (f"`{value}`" if name == "command" else _escaped(value)))
+        lines.append(f"- {name}: " + (f"`{value}`" if name == "command" else escaped(value)))
     lines += [f"- {note}" for note in [*comparison.notes, legend(comparison, best="bold")]]
     for sheet in sheets(comparison, MARKDOWN_WIDTH):
         lines.append("")
@@ -493,28 +495,29 @@ def markdown(comparison: Comparison, command: str) -> str:
             lines += [f"<details><summary>{sheet.title}</summary>", ""]
         else:
             lines += [f"**{sheet.title}**", ""]
-        lines += _markdown_table(sheet)
+        lines += markdown_table(sheet)
         if sheet.detail:
             lines += ["", "</details>"]
     return "\n".join(lines) + "\n"
 
 
-def _markdown_table(sheet: Sheet) -> list[str]:
+def markdown_table(sheet: Sheet) -> list[str]:
     """A sheet as lines of a Markdown table; a group's name stands over its first column."""
     names, group = [], ""
     for heading in sheet.headings:
-        above = _escaped(heading.group) if heading.group != group else ""
-        name = _escaped(heading.name)
+        above = escaped(heading.group) if heading.group != group else ""
+        name = escaped(heading.name)
         names.append(f"{above}<br>{name}" if heading.group else name)
         group = heading.group
     lines = [names, [":--" if heading.left else "--:" for heading in sheet.headings]]
     for row in sheet.rows:
-        texts = [(_escaped(entry.text), entry.style) for entry in row]
+        texts = [(escaped(entry.text), entry.style) for entry in row]
         lines.append([f"**{text}**" if style == BEST else text for text, style in texts])
     return [f"| {' | '.join(line)} |" for line in lines]
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
+    """Text that Markdown shows as it is."""
     return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", "<br>")
 
 

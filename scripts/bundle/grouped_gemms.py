@@ -1,0 +1,300 @@
+"""FP8 block-scaled grouped GEMM kernels behind one interface, to compare them with each other.
+
+y[r] = a[r] @ b[e].T for the rows r of expert e, with one scale per row and 128 columns of a, and
+one per 128 x 128 block of b. To add a kernel, write a factory and list it in KERNELS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+
+import torch
+
+from .packing import Requires
+
+BLOCK = 128
+FP8 = torch.float8_e4m3fn
+Launch = Callable[[], torch.Tensor]  # runs the kernel; its result may be padded
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Operands of one grouped GEMM."""
+
+    rows_per_expert: tuple[int, ...]
+    a: torch.Tensor  # fp8 [rows, K], experts one after the other
+    a_scale: torch.Tensor  # fp32 [rows, K / 128]
+    b: torch.Tensor  # fp8 [E, N, K]
+    b_scale: torch.Tensor  # fp32 [E, N / 128, K / 128]
+
+    @property
+    def n(self) -> int:
+        return self.b.shape[1]
+
+    @property
+    def k(self) -> int:
+        return self.b.shape[2]
+
+    @property
+    def rows(self) -> int:
+        return self.a.shape[0]
+
+    @cached_property
+    def offsets(self) -> torch.Tensor:
+        """int32 [E + 1]: first row of each expert, then the number of rows."""
+        sums = accumulate(self.rows_per_expert, initial=0)
+        return torch.tensor([*sums], dtype=torch.int32, device=self.a.device)
+
+    def exact(self, expert: int, rows: slice, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """The result in `dtype` for some of an expert's rows, counted from its first."""
+        first = sum(self.rows_per_expert[:expert])
+        chosen = slice(first + rows.start, first + rows.stop)
+        a = self.a[chosen].to(dtype).unflatten(1, (-1, BLOCK)) * self.a_scale[chosen, :, None]
+        b = dequantize(self.b[expert], self.b_scale[expert], dtype)
+        return a.flatten(1).to(dtype) @ b.T
+
+
+def dequantize(weights: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """fp8 [N, K] times its blocks' scales [N / 128, K / 128], in `dtype`."""
+    blocks = weights.to(dtype).unflatten(1, (-1, BLOCK)).unflatten(0, (-1, BLOCK))
+    return (blocks * scales[:, None, :, None].to(dtype)).flatten(0, 1).flatten(1)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel, what it needs, and how to prepare its launch on a problem."""
+
+    name: str
+    requires: Requires
+    make: Callable[[Problem], Launch]
+    extract: Callable[[Problem, torch.Tensor], torch.Tensor] = lambda problem, result: result
+    """The rows [rows, N] bf16 of what a launch returns; not part of its time."""
+    compile_ahead: Callable[[Sequence[Problem]], None] | None = None
+    """Compiles for all problems in parallel, where that takes long."""
+
+
+# sgl-kernel ------------------------------------------------------------------------------------
+
+
+def sgl(problem: Problem) -> Launch:
+    """fp8_blockwise_scaled_grouped_mm, one launch for all experts."""
+    experts, n, k = problem.b.shape
+
+    def scratch(dtype: torch.dtype, *shape: int) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device=problem.a.device)
+
+    pointers = [scratch(torch.int64, experts) for _ in range(5)]
+    layouts = [scratch(torch.int32, experts, 5) for _ in range(2)]
+    stride_k, stride_n = (scratch(torch.int64, experts).fill_(size) for size in (k, n))
+    y, sizes, workspace = _sgl_buffers(problem)
+    operation = torch.ops.sgl_kernel.fp8_blockwise_scaled_grouped_mm.default
+
+    def launch() -> torch.Tensor:
+        operation(
+            y, *pointers, problem.a, problem.b.transpose(1, 2), problem.a_scale,
+            problem.b_scale.transpose(1, 2), stride_k, stride_k, stride_n, *layouts, sizes,
+            problem.offsets[:-1], workspace,
+        )  # fmt: skip
+        return y
+
+    return launch
+
+
+def sgl_es(problem: Problem) -> Launch:
+    """es_fp8_blockwise_scaled_grouped_mm: experts sorted by size, a launch for each class."""
+    _, n, k = problem.b.shape
+    stride_k, stride_n = (
+        torch.full((len(problem.rows_per_expert),), size, device=problem.a.device)
+        for size in (k, n)
+    )
+    y, sizes, workspace = _sgl_buffers(problem)
+    operation = torch.ops.sgl_kernel.es_fp8_blockwise_scaled_grouped_mm.default
+
+    def launch() -> torch.Tensor:
+        operation(
+            y, problem.a, problem.b.transpose(1, 2), problem.a_scale,
+            problem.b_scale.transpose(1, 2), stride_k, stride_k, stride_n, sizes,
+            problem.offsets[:-1], workspace,
+        )  # fmt: skip
+        return y
+
+    return launch
+
+
+def _sgl_buffers(problem: Problem) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The result, the sizes (m, n, k) of each expert's GEMM, and SGLang's size of workspace."""
+    import sgl_kernel  # noqa: F401  registers the operations
+
+    device = problem.a.device
+    y = torch.empty(problem.rows, problem.n, dtype=torch.bfloat16, device=device)
+    sizes = torch.tensor(
+        [(m, problem.n, problem.k) for m in problem.rows_per_expert],
+        dtype=torch.int32,
+        device=device,
+    )
+    return y, sizes, torch.empty(90_000, dtype=torch.uint8, device=device)
+
+
+# Triton ----------------------------------------------------------------------------------------
+
+# The kernel takes a constant number of experts; one that has no rows costs nothing.
+TRITON_EXPERTS = 32
+
+
+class TritonGemm:
+    """GEMM2 of triton_fused_moe_v3 with all combine weights 1; N must be a multiple of 256."""
+
+    def __init__(self) -> None:
+        from triton import knobs
+
+        from solutions.common.launch import Launcher
+        from solutions.triton_fused_moe_v3.grouped_gemm import gemm2_weighted_kernel
+        from solutions.triton_fused_moe_v3.tiles import tiles_for
+
+        self.kernel = gemm2_weighted_kernel
+        self.interpreted = knobs.runtime.interpret
+        self.tiles_for = tiles_for
+        self.pointers = {
+            "act_ptr": FP8,
+            "act_scale_ptr": torch.float32,
+            "w_scale_ptr": torch.float32,
+            "expert_offsets_ptr": torch.int32,
+            "row_weight_ptr": torch.float32,
+            "y_ptr": torch.bfloat16,
+        }
+        self.launcher = Launcher(self.kernel, **self.pointers)
+
+    def tile(self, problem: Problem):
+        """The tile that the solution takes when its experts have as many rows on average.
+
+        A layer of T tokens gives each of its 256 experts 8 T / 256 rows.
+        """
+        hit = sum(rows > 0 for rows in problem.rows_per_expert)
+        return self.tiles_for(32 * problem.rows / hit).gemm2
+
+    def constants(self, problem: Problem) -> tuple:
+        tile = self.tile(problem)
+        shape = (problem.n, problem.k, TRITON_EXPERTS, BLOCK)
+        return (*shape, tile.block_t, tile.swap_ab, tile.num_stages, False)
+
+    def descriptor(self, problem: Problem):
+        from triton.tools.tensor_descriptor import TensorDescriptor
+
+        experts, n, k = problem.b.shape
+        return TensorDescriptor(problem.b, [experts * n, k], [k, 1], [BLOCK, BLOCK])
+
+    def make(self, problem: Problem) -> Launch:
+        if len(problem.rows_per_expert) > TRITON_EXPERTS or problem.n % (2 * BLOCK):
+            raise ValueError(
+                f"problem: expected at most {TRITON_EXPERTS} experts and N a multiple of "
+                f"{2 * BLOCK}, got {len(problem.rows_per_expert)} and {problem.n}"
+            )
+        device, rows, tile = problem.a.device, problem.rows, self.tile(problem)
+        offsets = problem.offsets.new_full((TRITON_EXPERTS + 1,), rows)
+        offsets[: len(problem.offsets)] = problem.offsets
+        a_scale = problem.a_scale.t().contiguous()
+        weight = torch.ones(rows, device=device)
+        y = torch.empty(rows, problem.n, dtype=torch.bfloat16, device=device)
+        tiles = sum(-(-m // tile.block_t) for m in problem.rows_per_expert)
+        grid = (min(self.sms(device) * tile.programs_per_sm, tiles * problem.n // 256), 1, 1)
+        arguments = (
+            problem.a, a_scale, self.descriptor(problem), problem.b_scale, offsets, weight, y, rows,
+        )  # fmt: skip
+        constants = self.constants(problem)
+
+        def launch() -> torch.Tensor:
+            self.launcher(grid, arguments, constants, num_warps=tile.num_warps, launch_pdl=False)
+            return y
+
+        return launch
+
+    @staticmethod
+    def sms(device: torch.device) -> int:
+        if device.type == "cpu":
+            return 1
+        return torch.cuda.get_device_properties(device).multi_processor_count
+
+    def compile_ahead(self, problems: Sequence[Problem]) -> None:
+        if self.interpreted:
+            return
+        import triton
+
+        different = {(self.constants(p), self.tile(p).num_warps): p for p in problems}
+        with ThreadPoolExecutor(8) as executor, triton.AsyncCompileMode(executor):
+            for (constants, num_warps), problem in different.items():
+                arguments = [
+                    self.pointers.get(name, self.descriptor(problem) if name == "w" else 1)
+                    for name in self.kernel.arg_names[:8]
+                ]
+                self.kernel.warmup(
+                    *arguments, *constants, grid=(1, 1, 1), num_warps=num_warps, launch_pdl=False
+                )
+
+
+# CuTe DSL --------------------------------------------------------------------------------------
+
+
+def _slots(problem: Problem) -> tuple[torch.Tensor, int]:
+    """Where each row goes in a padded batch [E * max_m], and max_m."""
+    most = max(problem.rows_per_expert)
+    max_m = -(-most // 4) * 4  # TMA wants strides of 16 bytes, a scale has 4
+    slots = [
+        expert * max_m + row
+        for expert, count in enumerate(problem.rows_per_expert)
+        for row in range(count)
+    ]
+    return torch.tensor(slots, device=problem.a.device), max_m
+
+
+def cutedsl_padded(problem: Problem) -> Launch:
+    """The kernel of cutedsl_moe_fp8_v1 and _v2; padding is not part of its time."""
+    from solutions.common.cutedsl.padded_gemm import padded_gemm
+
+    experts, _, k = problem.b.shape
+    slots, max_m = _slots(problem)
+    a = problem.a.view(torch.uint8).new_zeros(experts * max_m, k)
+    a[slots] = problem.a.view(torch.uint8)
+    a_scale = problem.a_scale.new_zeros(experts * max_m, k // BLOCK)
+    a_scale[slots] = problem.a_scale
+    padded = a.view(FP8).view(experts, max_m, k)
+    padded_scale = a_scale.t().contiguous().view(-1, experts, max_m)
+    offsets = problem.offsets
+    return lambda: padded_gemm(padded, padded_scale, problem.b, problem.b_scale, offsets)
+
+
+def cutedsl_rows(problem: Problem, padded: torch.Tensor) -> torch.Tensor:
+    return padded.flatten(0, 1)[_slots(problem)[0]]
+
+
+def kernels() -> list[Kernel]:
+    """All kernels, also those that cannot run here."""
+    sgl_requires = Requires(
+        compute_capabilities=[90, 100],
+        modules=["sgl_kernel"],
+        install="pip install sglang-kernel==0.4.4 'torch==2.11.*'",
+    )
+    sm_90 = {"compute_capabilities": [90]}
+    triton_requires = Requires(
+        compute_capabilities=[90, 100], cpu=True, modules=["triton"], install="pip install triton"
+    )
+    cutedsl_requires = Requires(
+        compute_capabilities=[90],
+        modules=["cutlass", "tvm_ffi"],
+        install='pip install "nvidia-cutlass-dsl>=4.8" apache-tvm-ffi',
+    )
+    triton_gemm = TritonGemm()
+    return [
+        Kernel("sgl_grouped_mm", sgl_requires, sgl),
+        Kernel("sgl_es_grouped_mm", sgl_requires.model_copy(update=sm_90), sgl_es),
+        Kernel(
+            "triton_v3_gemm",
+            triton_requires,
+            triton_gemm.make,
+            compile_ahead=triton_gemm.compile_ahead,
+        ),
+        Kernel("cutedsl_padded_gemm", cutedsl_requires, cutedsl_padded, cutedsl_rows),
+    ]

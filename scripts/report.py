@@ -1,0 +1,87 @@
+#!/usr/bin/env python3
+"""The comparison page: one HTML file with all that was measured, and PNGs for the README.
+
+Reads traces and the reports of stages.py, gemm.py, precision.py and roofline.py; what is not there
+is named in the page with the command that makes it. Needs no GPU.
+
+    python scripts/report.py
+    python scripts/report.py --traces h100/traces traces --readme README.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from bundle.paths import ROOT, BadInput
+from bundle.plots import png
+from bundle.report_page import Page, headlines, line_plots, machines_of, render, solutions_of
+from bundle.reporting import exit_with
+from bundle.reports import DATA
+from bundle.tables import replace_section, write_whole
+from bundle.traces import load_traces
+
+TITLE = "DeepSeek-V3's FP8 MoE layer: solutions compared"
+
+
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--traces", nargs="+", type=Path, metavar="PATH", help="trace folders or files (traces/)")
+    add("--data", type=Path, default=DATA, metavar="DIR", help="the reports (docs/data)")
+    add("--out", type=Path, default=ROOT / "docs/report.html", metavar="FILE", help="the page")
+    add("--images", type=Path, default=ROOT / "docs/img", metavar="DIR", help="folder of the PNGs")
+    add("--title", default=TITLE)
+    add(
+        "--readme",
+        type=Path,
+        metavar="FILE",
+        help="rewrite the part between <!-- reports:begin --> and <!-- reports:end --> in FILE",
+    )
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str]) -> int:
+    options = parse_arguments(arguments)
+    committed = ROOT / "traces"
+    paths = options.traces or ([committed] if any(committed.rglob("*.jsonl")) else [])
+    records = load_traces(paths)[0] if paths else []
+    machines = machines_of(records, options.data)
+    page = Page(
+        title=options.title,
+        machines=machines,
+        solutions=solutions_of(machines),
+        command=shlex.join(["python", "scripts/report.py", *arguments]),
+    )
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(options.out, render(page, options.data))
+    print(f"{options.out}: {options.out.stat().st_size / 1e6:.2f} MB")
+
+    compared = [machine for machine in machines if machine.comparisons]
+    if compared:
+        options.images.mkdir(parents=True, exist_ok=True)
+        images = []
+        for plot in line_plots(compared[0].comparisons[0], "main"):
+            for mode in ("light", "dark"):
+                image = options.images / f"{plot.id.removeprefix('main-')}-{mode}.png"
+                image.write_bytes(png(plot, page.solutions, mode, compared[0].hardware))
+                images.append(image)
+        print(f"{options.images}: {', '.join(image.name for image in images)}")
+    if options.readme:
+        images = os.path.relpath(options.images, options.readme.parent)
+        section = headlines(page, options.data, f"{images}/latency")
+        try:
+            text = replace_section(options.readme.read_text("utf-8"), section, "reports")
+        except BadInput as error:
+            raise BadInput(f"{options.readme}: {error}") from None
+        write_whole(options.readme, text)
+    return 0
+
+
+if __name__ == "__main__":
+    exit_with(main, "report.py")
