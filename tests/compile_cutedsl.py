@@ -14,10 +14,16 @@ os.environ.update(CUTE_DSL_ARCH="sm_90a", CUTE_DSL_DUMP_DIR=SCRATCH)
 import cutlass.cute as cute  # noqa: E402
 from triton import knobs  # noqa: E402
 
+from solutions.common.cutedsl import routing  # noqa: E402
 from solutions.common.cutedsl.config import TABLE  # noqa: E402
 from solutions.common.cutedsl.layer import MoeLayer  # noqa: E402
 from solutions.common.geometry import DEEPSEEK_V3_EP8  # noqa: E402
 
+ROUTING_THREADS = {
+    "route_few": routing.CHUNK * routing.LANES,
+    "pick": routing.CHUNK * routing.LANES,
+    "number": routing.NUMBER_WARPS * routing.LANES,
+}
 INSTRUCTIONS = r"\b(QGMMA|UTMALDG\.\dD|LDGSTS|LDL|STL|WARPGROUP\.DEPBAR)"
 
 
@@ -30,11 +36,14 @@ def main():
         run = {"capture_output": True, "text": True, "check": True}
         usage = subprocess.run([knobs.nvidia.cuobjdump.path, "-res-usage", cubin], **run).stdout
         sass = subprocess.run([knobs.nvidia.nvdisasm.path, cubin], **run).stdout
+        kernels = re.findall(r"kernel_cutlass_(\w+?)_solutions\S+\s+REG:(\d+)", usage)
+        routing_registers = {name: int(count) for name, count in kernels if name != "kernel"}
         facts = {
             "config": str(config),
             "threads": layer.gemms.threads,
             "shared": layer.gemms.shared.size_in_bytes(),
-            "registers": max(map(int, re.findall(r"REG:(\d+)", usage))),
+            "registers": max(int(count) for name, count in kernels if name == "kernel"),
+            "routing": [(routing_registers[name], n) for name, n in ROUTING_THREADS.items()],
             "stack": max(map(int, re.findall(r"STACK:(\d+)", usage))),
             "instructions": Counter(re.findall(INSTRUCTIONS, sass)),
         }

@@ -34,6 +34,8 @@ def test_resources(kernels):
     for kernel in kernels:
         assert kernel["shared"] <= SHARED_LIMIT, kernel
         assert kernel["registers"] * kernel["threads"] <= REGISTERS, kernel
+        for registers, threads in kernel["routing"]:
+            assert registers * threads <= REGISTERS, kernel
         assert kernel["stack"] == 0, kernel
         if kernel["threads"] == 384:  # what setmaxnreg redistributes (moe_gemms.py)
             assert kernel["registers"] == 168, kernel

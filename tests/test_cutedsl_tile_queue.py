@@ -9,7 +9,7 @@ import pytest
 
 cutlass = pytest.importorskip("cutlass")
 from solutions.common.cutedsl import tile_queue  # noqa: E402
-from solutions.common.cutedsl.tile_queue import END, GEMM1, GEMM2, TileList  # noqa: E402
+from solutions.common.cutedsl.tile_queue import END, GEMM1, GEMM2, Tile, TileList  # noqa: E402
 
 
 class Warp:
@@ -74,3 +74,15 @@ def test_ragged_distributions(warp, experts):
 
 def test_no_pairs_at_all(warp):
     assert list(listed_tiles(np.zeros(32, int), 16, 32, 56)) == []
+
+
+@pytest.mark.parametrize("rows", range(1, 257))
+def test_shares_of_a_cluster(warp, rows):
+    tile = Tile(GEMM1, expert=3, column=5, row=1000, rows=np.int64(rows), ready=7)
+    first, second = (tile.share(np.int64(block), 2) for block in range(2))
+    assert (first.row, second.row) == (1000, 1000 + first.rows)
+    assert first.rows + second.rows == rows and 0 <= second.rows <= first.rows <= 128
+    # whole warpgroups of 64 rows, as many in one block as in the other or one more
+    assert second.rows == 0 or first.rows % 64 == 0
+    assert -(-first.rows // 64) - -(-second.rows // 64) in (0, 1)
+    assert (first.expert, second.column, second.ready) == (3, 5, 7)

@@ -45,33 +45,91 @@ def device_route(logits, bias, offset=OFFSET):
     return offsets, row_token, row_weight, token_rows
 
 
-@pytest.mark.parametrize("num_tokens", [1, 8, 80, 257, 10_000])
-def test_rows_are_the_references(num_tokens, monkeypatch):
-    """Offsets, tokens, weights and the way back, at every block size."""
-    if num_tokens == 10_000 and DEVICE == "cpu":  # the interpreter pays by the program
-        monkeypatch.setattr(routing, "blocks_for", lambda _: routing.Blocks(1024, 8))
-    logits, bias = logits_and_bias(num_tokens)
+def assert_rows_are_the_references(logits, bias, offset, routed):
+    """Offsets, tokens, weights and the way back: routed, the first four fields of Routing."""
     ids, weights = (t.cpu() for t in reference_route(logits, bias, FACTOR))
-    offsets, row_token, row_weight, token_rows = device_route(logits, bias)
-
-    local = (ids >= OFFSET) & (ids < OFFSET + 32)
+    offsets, row_token, row_weight, token_rows = routed
+    num_tokens = logits.shape[0]
+    local = (ids >= offset) & (ids < offset + 32)
     tokens, slots = local.nonzero(as_tuple=True)
-    experts = ids[tokens, slots] - OFFSET
+    experts = ids[tokens, slots] - offset
     order = torch.argsort(experts * num_tokens + tokens)
     rows = tokens.numel()
     counts = torch.bincount(experts, minlength=32)
     assert torch.equal(offsets.diff().long(), counts) and offsets[0] == 0
     assert torch.equal(row_token[:rows].long(), tokens[order])
     torch.testing.assert_close(
-        row_weight[:rows], weights[tokens, slots][order], rtol=1e-5, atol=1e-7
+        row_weight[:rows], weights[tokens, slots][order], rtol=1e-5, atol=1e-7, equal_nan=True
     )
-    for token, listed in enumerate(token_rows.tolist()):
+    for listed in token_rows.tolist():
         mine = [row for row in listed if row >= 0]
         assert listed == sorted(mine) + [-1] * (8 - len(mine))
     back = token_rows[token_rows >= 0].long()
     assert torch.equal(back.sort().values, torch.arange(rows))
     owner = torch.arange(num_tokens)[:, None].expand(-1, 8)[token_rows >= 0]
     assert torch.equal(row_token[back].long(), owner)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 8, 80, 257, 10_000])
+def test_rows_are_the_references(num_tokens, monkeypatch):
+    """At every block size."""
+    if num_tokens == 10_000 and DEVICE == "cpu":  # the interpreter pays by the program
+        monkeypatch.setattr(routing, "blocks_for", lambda _: routing.Blocks(1024, 8))
+    logits, bias = logits_and_bias(num_tokens)
+    assert_rows_are_the_references(logits, bias, OFFSET, device_route(logits, bias))
+
+
+@pytest.fixture(scope="module")
+def cutedsl_route():
+    """The CuTe DSL routing alone: (logits, bias, offset) -> the first four fields of Routing."""
+    pytest.importorskip("cutlass")
+    import cuda.bindings.driver as cuda
+    import cutlass.cute as cute
+    from cutlass import Float32, Int32
+    from cutlass.cute.runtime import make_ptr
+
+    from solutions.common.cutedsl.layer import MoeLayer
+    from solutions.common.cutedsl.routing import RoutePermute, routing_buffers
+
+    inputs, routed = MoeLayer.POINTERS[:2], MoeLayer.POINTERS[11:19]
+    pointers = [
+        make_ptr(dtype, 16, cute.AddressSpace.gmem, assumed_align=16) for dtype in inputs + routed
+    ]
+    compiled = cute.compile(
+        RoutePermute(DEEPSEEK_V3_EP8), *pointers, Int32(1), Int32(0), Float32(1.0),
+        cuda.CUstream(0), options="--enable-tvm-ffi",
+    )  # fmt: skip
+
+    def route(logits, bias, offset):
+        num_tokens = logits.shape[0]
+        layout = Workspace(*routing_buffers(DEEPSEEK_V3_EP8, num_tokens))
+        memory, buffers = layout.allocate(logits.device)
+        memory.fill_(0x7F)
+        compiled(
+            logits.data_ptr(), bias.data_ptr(), *buffers, num_tokens, offset, FACTOR,
+            torch.cuda.current_stream().cuda_stream,
+        )  # fmt: skip
+        offsets, row_token, row_weight, token_rows, counters, *_ = layout.tensors(memory.cpu())
+        assert counters.tolist() == [0] * 33
+        return offsets, row_token, row_weight, token_rows
+
+    return route
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("offset", [0, 96, 99, 224])
+@pytest.mark.parametrize("num_tokens", [1, 8, 80, 128, 129, 257, 10_000])
+def test_cutedsl_rows_are_the_references(num_tokens, offset, cutedsl_route):
+    """With ties, and with up to 11 NaN logits in every fifth token."""
+    logits, bias = logits_and_bias(num_tokens)
+    generator = torch.Generator().manual_seed(offset)
+    for token in range(0, num_tokens, 5):
+        columns = torch.randint(256, (token % 12,), generator=generator)
+        logits[token, columns.to(DEVICE)] = float("nan")
+    routed = cutedsl_route(logits, bias, offset)
+    assert_rows_are_the_references(logits, bias, offset, routed)
+    for again, first in zip(cutedsl_route(logits, bias, offset), routed):
+        assert torch.equal(again.view(torch.int32), first.view(torch.int32))
 
 
 def test_torch_moe_routes_like_the_reference():

@@ -14,6 +14,7 @@ class GemmConfig:
     weight_rows: weight rows of a tile (128 or 256); GEMM1 tiles hold half up and half gate rows.
     warpgroups: consumer warpgroups; they split the M side.
     stages: pipeline slots of 128 columns of a tile's weights and tokens.
+    cluster: blocks that share every weight tile, each with token rows of its own (1 or 2).
     """
 
     swap_ab: bool
@@ -21,6 +22,7 @@ class GemmConfig:
     weight_rows: int
     warpgroups: int
     stages: int
+    cluster: int = 1
 
     def __post_init__(self):
         if self.warpgroups not in (1, 2):
@@ -29,6 +31,10 @@ class GemmConfig:
             raise ValueError(f"weight_rows must be 128 or 256, got {self.weight_rows}")
         if self.swap_ab and (self.tokens % 8 or not 16 <= self.tokens <= 128):
             raise ValueError(f"tokens must be a multiple of 8 in 16..128, got {self.tokens}")
+        if self.cluster not in (1, 2):
+            raise ValueError(f"cluster must be 1 or 2, got {self.cluster}")
+        if self.swap_ab and self.cluster != 1:
+            raise ValueError(f"cluster must be 1 with swap_ab, got {self.cluster}")
         if self.swap_ab and self.weight_rows != 128:
             raise ValueError(f"weight_rows must be 128 with swap_ab, got {self.weight_rows}")
         if not self.swap_ab and self.tokens != 64 * self.warpgroups:
@@ -45,12 +51,16 @@ class GemmConfig:
 
 # Measured on an H200: the first row whose max_tokens covers the call. An expert of T tokens gets
 # T/32 rows on average. While reading the weights is the bound, the smallest tile that takes an
-# expert's rows at once is best; beyond, 256 weight rows per tile save traffic from L2.
+# expert's rows at once is best; beyond, 256 weight rows per tile and weights shared by two blocks
+# save traffic from L2, and with it the power that limits the clock.
 TABLE = (
     (128, GemmConfig(swap_ab=True, tokens=16, weight_rows=128, warpgroups=1, stages=12)),
     (1024, GemmConfig(swap_ab=True, tokens=64, weight_rows=128, warpgroups=2, stages=8)),
     (2048, GemmConfig(swap_ab=False, tokens=128, weight_rows=128, warpgroups=2, stages=6)),
-    (float("inf"), GemmConfig(swap_ab=False, tokens=128, weight_rows=256, warpgroups=2, stages=4)),
+    (
+        float("inf"),
+        GemmConfig(swap_ab=False, tokens=128, weight_rows=256, warpgroups=2, stages=4, cluster=2),
+    ),
 )
 
 

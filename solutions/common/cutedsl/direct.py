@@ -18,7 +18,8 @@ import cutlass.cute as cute
 from cutlass import BFloat16, Float8E4M3FN, Float32, Int32, Int64
 from cutlass.cute.nvgpu import warpgroup
 
-from .moe_gemms import BLOCK, E4M3_MAX, QUEUE_SLOTS, MoeGemms
+from .gathered_tokens import GatheredTokens
+from .moe_gemms import BLOCK, E4M3_MAX, QUEUE_SLOTS
 from .ring import Ring, consumer_state
 from .swap_ab import swiglu
 from .tile_queue import END, GEMM1, Tile
@@ -29,7 +30,7 @@ ROW_BYTES = 128  # of a row in a warp's shared memory
 ROW_PITCH = ROW_BYTES + 16
 
 
-class DirectGemms(MoeGemms):
+class DirectGemms(GatheredTokens):
     """See the module's docstring."""
 
     @property
@@ -71,7 +72,7 @@ class DirectGemms(MoeGemms):
             if tile.gemm == GEMM1:
                 if active:
                     state = self.multiply(
-                        ring, shared, state, warp, tiled_mma, a, b, final,
+                        ring, shared, state, warp, tile, tiled_mma, a, b, final,
                         g.hidden_size // BLOCK, True,
                     )  # fmt: skip
                     self.write_activation(result, warp, tile, final, act, act_scale, max_rows)
@@ -80,7 +81,7 @@ class DirectGemms(MoeGemms):
             else:
                 if active:
                     state = self.multiply(
-                        ring, shared, state, warp, tiled_mma, a, b, final,
+                        ring, shared, state, warp, tile, tiled_mma, a, b, final,
                         g.intermediate_size // BLOCK, False,
                     )  # fmt: skip
                     self.write_rows(result, warp, tile, final, row_weight, y)
@@ -94,30 +95,26 @@ class DirectGemms(MoeGemms):
         """Walk through a tile's slots without using them."""
         for _ in cutlass.range(blocks, unroll=1):
             ring.wait(state)
-            cute.arch.sync_warp()
-            with cute.arch.elect_one():
-                ring.release(state)
+            self.release(ring, state, self.config.cluster)
             state.advance()
         return state
 
     @cute.jit
     def multiply(
-        self, ring: Ring, shared, state, warp: Int32, tiled_mma, a, b, final,
+        self, ring: Ring, shared, state, warp: Int32, tile: Tile, tiled_mma, a, b, final,
         blocks: cutlass.Constexpr, is_gemm1: cutlass.Constexpr,
     ):  # fmt: skip
         """final = sum over the tile's slots of (tokens @ weights^T) * scales."""
-        n = self.config.tokens
         groups = 1 if is_gemm1 else self.groups2
         k_atoms = BLOCK // 32 // groups
         part = cute.make_rmem_tensor((*final.shape[:2], 1), Float32)
         halves = self.config.weight_rows // BLOCK
-        row = warp * WARP_ROWS + cute.arch.lane_idx() // 4
+        row = tile.row % 4 + warp * WARP_ROWS + cute.arch.lane_idx() // 4
         final.fill(0.0)
         for _ in cutlass.range(blocks, unroll=1):
             ring.wait(state)
-            cute.arch.fence_view_async_shared()
             weight_scale = shared.weight_scale.data_ptr() + state.index * 2
-            token_scale = shared.token_scale.data_ptr() + state.index * (self.groups2 * n) + row
+            token_scale = shared.token_scale.data_ptr() + state.index * self.scale_pitch + row
             for half in cutlass.range_constexpr(halves):
                 for q in cutlass.range_constexpr(groups):
                     warpgroup.fence()
@@ -133,7 +130,8 @@ class DirectGemms(MoeGemms):
                     # scale of (row half, parity of j)
                     scales = [
                         [
-                            token_scale[q * n + 8 * i] * weight_scale[p if is_gemm1 else half]
+                            token_scale[q * self.scale_rows + 8 * i]
+                            * weight_scale[p if is_gemm1 else half]
                             for p in range(2)
                         ]
                         for i in range(2)
@@ -144,16 +142,12 @@ class DirectGemms(MoeGemms):
                             for c in cutlass.range_constexpr(2):
                                 scale = scales[i][j % 2]
                                 final[(c, i, j), 0, half] += part[(c, i, j), 0, 0] * scale
-            cute.arch.sync_warp()
-            with cute.arch.elect_one():
-                ring.release(state)
+            self.release(ring, state, self.config.cluster)
             state.advance()
         return state
 
     @cute.jit
-    def write_activation(
-        self, result, warp: Int32, tile: Tile, final, act, act_scale, max_rows
-    ):
+    def write_activation(self, result, warp: Int32, tile: Tile, final, act, act_scale, max_rows):
         """SwiGLU, the scale of each token's columns, e4m3 and a coalesced store."""
         width = self.config.act_columns
         lane = cute.arch.lane_idx()
@@ -187,6 +181,7 @@ class DirectGemms(MoeGemms):
         cute.arch.sync_warp()
         target = act + Int64(tile.row) * self.geometry.intermediate_size + tile.column * width
         self.store_rows(result, warp, tile, target, self.geometry.intermediate_size, width)
+        cute.arch.fence_proxy("async.global")  # TMA will read the rows
 
     @cute.jit
     def write_rows(self, result, warp: Int32, tile: Tile, final, row_weight, y):

@@ -1,4 +1,4 @@
-"""The whole layer after routing as one host call: both GEMMs and the combine, on one stream."""
+"""The whole layer as one host call: routing, both GEMMs and the combine, on one stream."""
 
 from __future__ import annotations
 
@@ -11,51 +11,66 @@ from cutlass import BFloat16, Float8E4M3FN, Float32, Int32
 from cutlass.cute.runtime import make_ptr
 
 from ..geometry import Geometry
-from ..routing import Routing, max_rows
+from ..routing import max_rows
 from .combine import Combine
 from .config import GemmConfig, config_for
 from .direct import DirectGemms
+from .routing import RoutePermute, routing_buffers
 from .swap_ab import SwapAbGemms
 
 
 class MoeLayer:
-    """Launches the GEMM kernel and the combine; arguments as in `moe_gemms` and `combine`."""
+    """Launches the kernels; arguments as in `routing`, `moe_gemms` and `combine`."""
 
     POINTERS = (
-        Float8E4M3FN, Float32, Float8E4M3FN, Float32, Float8E4M3FN, Float32, Int32, Int32, Float32,
-        Int32, Float8E4M3FN, Float32, BFloat16, Int32, BFloat16,
+        Float32, BFloat16, Float8E4M3FN, Float32, Float8E4M3FN, Float32, Float8E4M3FN, Float32,
+        Float8E4M3FN, Float32, BFloat16, Int32, Int32, Float32, Int32, Int32, Int32, Float32,
+        Int32, BFloat16,
     )  # fmt: skip
 
     def __init__(self, geometry: Geometry, config: GemmConfig, num_sms: int):
         kernel = SwapAbGemms if config.swap_ab else DirectGemms
+        self.geometry = geometry
+        self.routing = RoutePermute(geometry)
         self.gemms = kernel(geometry, config, num_sms)
         self.combine = Combine(geometry)
 
     @cute.jit
     def __call__(
         self,
+        logits: cute.Pointer,
+        bias: cute.Pointer,
         hidden: cute.Pointer,
         hidden_scale: cute.Pointer,
         w1: cute.Pointer,
         w1_scale: cute.Pointer,
         w2: cute.Pointer,
         w2_scale: cute.Pointer,
+        act: cute.Pointer,
+        act_scale: cute.Pointer,
+        y: cute.Pointer,
         expert_offsets: cute.Pointer,
         row_token: cute.Pointer,
         row_weight: cute.Pointer,
         token_rows: cute.Pointer,
-        act: cute.Pointer,
-        act_scale: cute.Pointer,
-        y: cute.Pointer,
         counters: cute.Pointer,
+        masks: cute.Pointer,
+        weights: cute.Pointer,
+        counts: cute.Pointer,
         output: cute.Pointer,
         num_tokens: Int32,
-        max_rows: Int32,
+        local_expert_offset: Int32,
+        routed_scaling_factor: Float32,
         stream: cuda.CUstream,
     ):
+        self.routing(
+            logits, bias, expert_offsets, row_token, row_weight, token_rows, counters, masks,
+            weights, counts, num_tokens, local_expert_offset, routed_scaling_factor, stream,
+        )  # fmt: skip
         self.gemms(
             hidden, hidden_scale, w1, w1_scale, w2, w2_scale, expert_offsets, row_token,
-            row_weight, act, act_scale, y, counters, num_tokens, max_rows, stream,
+            row_weight, act, act_scale, y, counters, num_tokens,
+            num_tokens * max_rows(self.geometry, 1), stream,
         )  # fmt: skip
         self.combine(y, token_rows, output, num_tokens, stream)
 
@@ -65,51 +80,38 @@ class MoeLayer:
             make_ptr(dtype, 16, cute.AddressSpace.gmem, assumed_align=16) for dtype in self.POINTERS
         ]
         compiler = cute.compile[decorators] if decorators else cute.compile
-        return compiler(self, *pointers, Int32(1), Int32(1), cuda.CUstream(0), options=options)
+        return compiler(
+            self, *pointers, Int32(1), Int32(0), Float32(1.0), cuda.CUstream(0), options=options
+        )
 
 
 @lru_cache
-def _compiled(geometry: Geometry, config: GemmConfig, device: torch.device):
+def _compiled(geometry: Geometry, config: GemmConfig, device: int):
     num_sms = torch.cuda.get_device_properties(device).multi_processor_count
     # TVM-FFI: a call costs a few microseconds of host time instead of tens
     return MoeLayer(geometry, config, num_sms).compile(options="--enable-tvm-ffi")
 
 
-def layer_buffers(geometry: Geometry, num_tokens: int) -> tuple:
-    """Scratch that `run_layer` needs, for a Workspace: act, act_scale and y."""
-    rows, h, i = max_rows(geometry, num_tokens), geometry.hidden_size, geometry.intermediate_size
-    groups = i // config_for(num_tokens).act_columns
-    return (torch.float8_e4m3fn, rows, i), (torch.float32, groups, rows), (torch.bfloat16, rows, h)
+def compiled_layer(geometry: Geometry, num_tokens: int, device: int):
+    """The layer for calls with `num_tokens` tokens, compiled at the first use of a configuration.
 
-
-def num_counters(geometry: Geometry) -> int:
-    """Counters that `run_layer` needs from `route`: tiles handed out, and tiles done per expert."""
-    return 1 + geometry.num_local_experts
-
-
-def run_layer(
-    geometry: Geometry,
-    routing: Routing,
-    buffers: list,
-    hidden: torch.Tensor,
-    hidden_scale: torch.Tensor,
-    w1: torch.Tensor,
-    w1_scale: torch.Tensor,
-    w2: torch.Tensor,
-    w2_scale: torch.Tensor,
-    output: torch.Tensor,
-) -> None:
-    """GEMM1, SwiGLU, requantisation, GEMM2 and combine of the routed rows into output [T, H].
-
-    routing, whose counters are used up, and buffers (those of `layer_buffers`) are addresses; the
-    others are the definition's tensors, with T > 0 tokens.
+    It takes the addresses of the definition's eight input tensors, of the buffers of
+    `layer_buffers` and of the output, then num_tokens > 0, local_expert_offset,
+    routed_scaling_factor and the stream's handle.
     """
-    num_tokens = hidden.shape[0]
-    act, act_scale, y = buffers
-    _compiled(geometry, config_for(num_tokens), hidden.device)(
-        hidden.data_ptr(), hidden_scale.data_ptr(), w1.data_ptr(), w1_scale.data_ptr(),
-        w2.data_ptr(), w2_scale.data_ptr(), routing.expert_offsets, routing.row_token,
-        routing.row_weight, routing.token_rows, act, act_scale, y, routing.counters,
-        output.data_ptr(), num_tokens, max_rows(geometry, num_tokens),
-        torch.cuda.current_stream(hidden.device).cuda_stream,
-    )  # fmt: skip
+    return _compiled(geometry, config_for(num_tokens), device)
+
+
+def layer_buffers(geometry: Geometry, num_tokens: int) -> tuple:
+    """Scratch of a call, for a Workspace: act and act_scale (and where they exist x and x_scale
+    behind them, see `gathered_tokens`), y, then the routing's."""
+    rows, h, i = max_rows(geometry, num_tokens), geometry.hidden_size, geometry.intermediate_size
+    config = config_for(num_tokens)
+    groups = i // config.act_columns
+    x, x_scale = (0, 0) if config.swap_ab else (h, h // 128)
+    return (
+        (torch.float8_e4m3fn, rows * (i + x)),
+        (torch.float32, groups + x_scale, rows),
+        (torch.bfloat16, rows, h),
+        *routing_buffers(geometry, num_tokens),
+    )

@@ -11,7 +11,10 @@ quantised to e4m3 with one scale per token and R/2 columns. A GEMM2 tile is R pl
 
 Block: a producer warpgroup (warp 0: weights by TMA; warps 1, 2: token rows and scales by cp.async,
 gathered by token id in GEMM1; warp 3: scheduler), then one or two consumer warpgroups, which the
-subclasses `SwapAbGemms` and `DirectGemms` define.
+subclasses `SwapAbGemms` and `DirectGemms` define. `DirectGemms` has other token producers too.
+
+The blocks of a cluster work on the same weights with different tokens: each loads a part of the
+weight rows into all of them, and the first one's scheduler hands out tiles for all.
 
 Global tensors (row-major, last dimension fastest):
   hidden [T, H] e4m3            hidden_scale [H/128, T] fp32
@@ -20,10 +23,12 @@ Global tensors (row-major, last dimension fastest):
   expert_offsets [E + 1] int32  row_token [max_rows] int32           row_weight [max_rows] fp32
   act [max_rows, I] e4m3        act_scale [2I/R, max_rows] fp32      (scratch)
   y [max_rows, H] bf16          (out: rows times row_weight)
-  counters [1 + E] int32        (zero on entry: tiles handed out, GEMM1 tiles done per expert)
+  counters [1 + E] int32        (zero on entry: tiles handed out, GEMM1 tiles done per expert and,
+                                with `DirectGemms`, its gathered rows)
 
 Shared memory of a slot, 128 columns wide: R * 128 bytes of weights and N * 128 bytes of tokens
 (both 128-byte swizzled), N * 256/R token scales (at most two groups of columns), two weight scales.
+TMA writes scales at multiples of 128 bytes only.
 """
 
 from __future__ import annotations
@@ -40,7 +45,7 @@ from cutlass.utils.hopper_helpers import make_trivial_tiled_mma
 from ..geometry import Geometry
 from .config import GemmConfig
 from .ring import Ring, consumer_state, producer_state
-from .tile_queue import END, GEMM1, RECORD, Tile, TileList
+from .tile_queue import END, GEMM1, RECORD, Tile, TileList, select
 from .vectors import prefetch_to_l2, vector
 
 BLOCK = 128  # columns of a slot, and of a scale block
@@ -67,10 +72,27 @@ class MoeGemms:
     def __init__(self, geometry: Geometry, config: GemmConfig, num_sms: int):
         self.geometry = geometry
         self.config = config
-        self.num_sms = num_sms
+        self.num_sms = num_sms - num_sms % config.cluster  # blocks: one per multiprocessor
         self.consumer_threads = 128 * config.warpgroups
         self.threads = 128 + self.consumer_threads
         self.groups2 = BLOCK // config.act_columns  # scales of a token in a slot of GEMM2
+
+        self.queue_readers = 1 + TOKEN_WARPS  # warps of the producer warpgroup
+        self.slot_arrivals = 1 + 32 * TOKEN_WARPS  # that fill a slot
+
+    @property
+    def scale_rows(self) -> int:
+        """Token scales of a group of columns in a slot."""
+        return self.config.tokens
+
+    @property
+    def scale_pitch(self) -> int:
+        """Token scales from one slot to the next."""
+        return self.groups2 * self.scale_rows
+
+    def token_loads(self, act, act_scale, max_rows) -> tuple:
+        """TMA atoms and tensors of the tokens, where TMA loads them."""
+        return ()
 
     @property
     def result_bytes(self) -> int:
@@ -110,13 +132,17 @@ class MoeGemms:
             w1, cute.make_layout((h, 8, 2, i // 8, e), stride=(1, h, i * h, 8 * h, 2 * i * h))
         )
         w2_tensor = cute.make_tensor(w2, cute.make_layout((h, i, e), stride=(i, 1, h * i)))
-        box1 = _swizzled((BLOCK, 8, 2, r // 16), (1, BLOCK, 8 * BLOCK, 16 * BLOCK))
-        box2 = _swizzled((r, BLOCK), (BLOCK, 1))
-        load = cpasync.CopyBulkTensorTileG2SOp()
+        part = r // self.config.cluster
+        box1 = _swizzled((BLOCK, 8, 2, part // 16), (1, BLOCK, 8 * BLOCK, 16 * BLOCK))
+        box2 = _swizzled((part, BLOCK), (BLOCK, 1))
+        if cutlass.const_expr(self.config.cluster == 1):
+            load = cpasync.CopyBulkTensorTileG2SOp()
+        else:
+            load = cpasync.CopyBulkTensorTileG2SMulticastOp()
         tma1, tma1_tensor = cpasync.make_tiled_tma_atom(
-            load, w1_tensor, box1, (BLOCK, 8, 2, r // 16)
+            load, w1_tensor, box1, (BLOCK, 8, 2, part // 16)
         )
-        tma2, tma2_tensor = cpasync.make_tiled_tma_atom(load, w2_tensor, box2, (r, BLOCK))
+        tma2, tma2_tensor = cpasync.make_tiled_tma_atom(load, w2_tensor, box2, (part, BLOCK))
         tiled_mma = make_trivial_tiled_mma(
             Float8E4M3FN, Float8E4M3FN, OperandMajorMode.K, OperandMajorMode.K, Float32,
             (self.config.warpgroups, 1, 1), self.mma_shape,
@@ -126,9 +152,9 @@ class MoeGemms:
         class Shared:
             ring: cute.struct.MemRange[Int64, 2 * s]
             queue: cute.struct.MemRange[Int64, 2 * QUEUE_SLOTS]
-            tiles: cute.struct.MemRange[Int32, RECORD * QUEUE_SLOTS]
+            tiles: cute.struct.Align[cute.struct.MemRange[Int32, RECORD * QUEUE_SLOTS], 16]
             weight_scale: cute.struct.MemRange[Float32, 2 * s]
-            token_scale: cute.struct.Align[cute.struct.MemRange[Float32, self.groups2 * n * s], 16]
+            token_scale: cute.struct.Align[cute.struct.MemRange[Float32, self.scale_pitch * s], 128]
             weights: cute.struct.Align[cute.struct.MemRange[Float8E4M3FN, BLOCK * r * s], 1024]
             tokens: cute.struct.Align[cute.struct.MemRange[Float8E4M3FN, BLOCK * n * s], 1024]
             result: cute.struct.Align[cute.struct.MemRange[BFloat16, self.result_bytes // 2], 1024]
@@ -137,10 +163,10 @@ class MoeGemms:
         self.kernel(
             tma1, tma1_tensor, tma2, tma2_tensor, tiled_mma, hidden, hidden_scale, w1_scale,
             w2_scale, expert_offsets, row_token, row_weight, act, act_scale, y, counters,
-            num_tokens, max_rows,
+            num_tokens, max_rows, self.token_loads(act, act_scale, max_rows),
         ).launch(
-            grid=(self.num_sms, 1, 1), block=(self.threads, 1, 1), min_blocks_per_mp=1,
-            stream=stream, use_pdl=True,
+            grid=(self.num_sms, 1, 1), cluster=(self.config.cluster, 1, 1),
+            block=(self.threads, 1, 1), min_blocks_per_mp=1, stream=stream, use_pdl=True,
         )  # fmt: skip
 
     @cute.kernel
@@ -164,6 +190,7 @@ class MoeGemms:
         counters: cute.Pointer,
         num_tokens: Int32,
         max_rows: Int32,
+        token_loads: tuple,
     ):
         s = self.config.stages
         thread, _, _ = cute.arch.thread_idx()
@@ -174,39 +201,90 @@ class MoeGemms:
         records = cute.make_tensor(
             shared.tiles.data_ptr(), cute.make_layout((RECORD, QUEUE_SLOTS))
         )
+        cluster, rank = self.config.cluster, self.rank()
         consumer_warps = self.consumer_threads // 32
         if thread == 0:
-            ring.init(1 + 32 * TOKEN_WARPS, consumer_warps)
-            queue.init(1, 1 + TOKEN_WARPS + consumer_warps)
+            ring.init(self.slot_arrivals, consumer_warps * cluster)
+            readers = self.queue_readers + consumer_warps
+            # a block releases a record in its own queue and in the first block's, where the
+            # other blocks' publishers read along
+            queue.init(1, select(rank == 0, readers * cluster + cluster - 1, readers + 1))
             cute.arch.mbarrier_init_fence()
         if warp == 0:
             cpasync.prefetch_descriptor(tma1)
             cpasync.prefetch_descriptor(tma2)
         self.prefetch(thread, hidden, hidden_scale, w1_scale, w2_scale, num_tokens)
         cute.arch.sync_threads()
+        if cutlass.const_expr(cluster > 1):
+            cute.arch.cluster_arrive()
+            cute.arch.cluster_wait()
         cute.arch.griddepcontrol_launch_dependents()
         cute.arch.griddepcontrol_wait()
+        self.prepare(
+            warp, hidden, hidden_scale, expert_offsets, row_token, act, act_scale, counters,
+            num_tokens, max_rows,
+        )  # fmt: skip
 
         if warp < 4:
             if cutlass.const_expr(self.config.warpgroups == 2):
                 cute.arch.setmaxregister_decrease(PRODUCER_REGISTERS)
-            if warp == 0:
-                self.load_weights(
-                    ring, queue, records, shared, tma1, tma1_tensor, tma2, tma2_tensor
-                )
-            elif warp <= TOKEN_WARPS:
-                self.load_tokens(
-                    ring, queue, records, shared, thread - 32, hidden, hidden_scale, w1_scale,
-                    w2_scale, row_token, act, act_scale, counters, num_tokens, max_rows,
+            if warp <= TOKEN_WARPS:
+                self.produce(
+                    ring, queue, records, shared, thread, tma1, tma1_tensor, tma2, tma2_tensor,
+                    token_loads, hidden, hidden_scale, w1_scale, w2_scale, expert_offsets,
+                    row_token, act, act_scale, counters, num_tokens, max_rows,
                 )  # fmt: skip
-            else:
+            elif rank == 0:
                 self.schedule(queue, records, expert_offsets, counters)
+            else:
+                self.publish(queue, records, counters)
         else:
             if cutlass.const_expr(self.config.warpgroups == 2):
                 cute.arch.setmaxregister_increase(CONSUMER_REGISTERS)
             self.consume(
                 ring, queue, records, shared, thread - 128, tiled_mma, row_weight, act,
                 act_scale, y, max_rows,
+            )  # fmt: skip
+        if cutlass.const_expr(cluster > 1):  # till then the others' loads and arrivals come here
+            cute.arch.cluster_arrive()
+            cute.arch.cluster_wait()
+
+    def rank(self) -> Int32:
+        """Of this block in its cluster."""
+        return cute.arch.block_idx()[0] % self.config.cluster
+
+    @cute.jit
+    def release(self, ring: Ring, state, blocks: Int32):
+        """Once per warp: release a slot in the cluster's blocks 0 .. blocks - 1."""
+        cute.arch.sync_warp()
+        if cutlass.const_expr(self.config.cluster == 1):
+            with cute.arch.elect_one():
+                ring.release(state)
+        else:
+            lane = cute.arch.lane_idx()
+            if lane < blocks:
+                ring.release(state, lane)
+
+    @cute.jit
+    def prepare(
+        self, warp: Int32, hidden, hidden_scale, offsets, row_token, act, act_scale, counters,
+        num_tokens, max_rows,
+    ):  # fmt: skip
+        """What all warps do once the routing is there."""
+
+    @cute.jit
+    def produce(
+        self, ring: Ring, queue: Ring, records, shared, thread: Int32, tma1, tma1_tensor, tma2,
+        tma2_tensor, token_loads, hidden, hidden_scale, w1_scale, w2_scale, offsets, row_token,
+        act, act_scale, counters, num_tokens, max_rows,
+    ):  # fmt: skip
+        """Warps 0 to TOKEN_WARPS: fill the ring."""
+        if thread < 32:
+            self.load_weights(ring, queue, records, shared, tma1, tma1_tensor, tma2, tma2_tensor)
+        else:
+            self.load_tokens(
+                ring, queue, records, shared, thread - 32, hidden, hidden_scale, w1_scale,
+                w2_scale, row_token, act, act_scale, counters, num_tokens, max_rows,
             )  # fmt: skip
 
     @cute.jit
@@ -228,8 +306,8 @@ class MoeGemms:
 
     @cute.jit
     def schedule(self, queue: Ring, records: cute.Tensor, offsets: cute.Pointer, counters):
-        """Hand out tiles (the block's own index first, then the global counter) and publish
-        finished GEMM1 tiles.
+        """Hand out tiles to the cluster (its own index first, then the global counter) and
+        publish the GEMM1 tiles that this block has finished.
 
         A record's slot is free once every reader has read it, and consumers read a record after
         they have finished the tile before it: so getting the slot of tile t (which held tile
@@ -239,30 +317,25 @@ class MoeGemms:
         tiles = TileList.load(
             cute.make_tensor(offsets, cute.make_layout(g.num_local_experts + 1)),
             g.num_local_experts,
-            self.config.tokens,
+            self.config.tokens * self.config.cluster,
             g.intermediate_size // self.config.act_columns,
             g.hidden_size // r,
         )
         state = producer_state(QUEUE_SLOTS)
-        index, _, _ = cute.arch.block_idx()
+        clusters = self.num_sms // self.config.cluster
+        index = cute.arch.block_idx()[0] // self.config.cluster
         # counter to raise once the tile is finished, for tile t - 1, t - 2, ...; 0: none
         pending = [Int32(0) for _ in range(QUEUE_SLOTS + 1)]
         left = Int32(QUEUE_SLOTS + 1)  # slots to get: the end record's and one per tile before it
         while left > 0:
             tile = tiles.tile(index)
             queue.acquire(state)
-            if pending[-1] > 0 and cute.arch.lane_idx() == 0:
-                cute.arch.red(
-                    counters + pending[-1], Int32(1), op="add", dtype="s32", sem="release",
-                    scope="gpu",
-                )  # fmt: skip
+            self.raise_counter(counters, pending[-1])
             for q in cutlass.range_constexpr(QUEUE_SLOTS, 0, -1):
                 pending[q] = pending[q - 1]
             pending[0] = tile.expert + 1 if tile.gemm == GEMM1 else Int32(0)
             if left == QUEUE_SLOTS + 1:
-                with cute.arch.elect_one():
-                    tile.write(records[None, state.index])
-                    cute.arch.mbarrier_arrive(queue.full_barrier(state))
+                self.hand_out(queue, records, state, tile)
             state.advance()
             if tile.gemm == END:
                 left -= 1
@@ -270,37 +343,73 @@ class MoeGemms:
                 taken = Int32(0)
                 if cute.arch.lane_idx() == 0:
                     taken = cute.arch.atomic_add(counters, Int32(1), sem="relaxed", scope="gpu")
-                index = self.num_sms + cute.arch.shuffle_sync(taken, 0)
+                index = clusters + cute.arch.shuffle_sync(taken, 0)
+
+    @cute.jit
+    def hand_out(self, queue: Ring, records: cute.Tensor, state, tile: Tile):
+        """Fill the queue's slot in every block of the cluster with the block's share."""
+        if cutlass.const_expr(self.config.cluster == 1):
+            with cute.arch.elect_one():
+                tile.write(records[None, state.index])
+                cute.arch.mbarrier_arrive(queue.full_barrier(state))
+        else:
+            block = cute.arch.lane_idx()
+            if block < self.config.cluster:
+                record = records.iterator + state.index * RECORD
+                tile.share(block, self.config.cluster).send(
+                    record, queue.full_barrier(state), block
+                )
+
+    @cute.jit
+    def publish(self, queue: Ring, records: cute.Tensor, counters):
+        """In the other blocks of a cluster: publish the GEMM1 tiles that the block has finished."""
+        state = consumer_state(QUEUE_SLOTS)
+        gemm, finished = Int32(GEMM1), Int32(0)
+        while gemm != END:
+            tile = self.next_tile(queue, records, state)
+            # once all have read the record, the consumers have finished the tile before it
+            queue.wait_released(state)
+            self.raise_counter(counters, finished)
+            finished = tile.expert + 1 if tile.gemm == GEMM1 else Int32(0)
+            gemm = tile.gemm
+            state.advance()
+
+    @cute.jit
+    def raise_counter(self, counters, number: Int32):
+        """Count one finished GEMM1 tile; number: 1 + expert, or 0 for none."""
+        if number > 0 and cute.arch.lane_idx() == 0:
+            cute.arch.red(
+                counters + number, Int32(1), op="add", dtype="s32", sem="release", scope="gpu"
+            )
 
     @cute.jit
     def next_tile(self, queue: Ring, records: cute.Tensor, state) -> Tile:
         """Read the next tile record and release its slot (once per warp)."""
         queue.wait(state)
         tile = Tile.read(records[None, state.index])
-        cute.arch.sync_warp()
-        with cute.arch.elect_one():
-            queue.release(state)
+        self.release(queue, state, self.rank() + 1)
         return tile
 
     # ------------------------------------------------------------------------------- weight warp
 
-    @cute.jit
-    def load_weights(
-        self, ring: Ring, queue: Ring, records, shared, tma1, tma1_tensor, tma2, tma2_tensor
-    ):
-        """Stream the weight boxes of the tiles into the ring; never waits for activations."""
-        g, r, s = self.geometry, self.config.weight_rows, self.config.stages
-        slot = BLOCK * r
+    def weight_boxes(self, shared, tma1, tma1_tensor, tma2, tma2_tensor) -> tuple:
+        """For each GEMM the slots, indexed [None, rank, slot], and the boxes of the weights,
+        indexed [None, column block, 0, 0, box, expert] and [None, box, column block, expert];
+        a tile of weights has one box per block of the cluster."""
+        cluster, s = self.config.cluster, self.config.stages
+        r = self.config.weight_rows // cluster
+        slot = BLOCK * r * cluster
         shape1 = (BLOCK, 8, 2, r // 16)
         box1 = shared.weights.get_tensor(
-            cute.make_layout((*shape1, s), stride=(1, BLOCK, 8 * BLOCK, 16 * BLOCK, slot)),
+            cute.make_layout(
+                (*shape1, cluster, s), stride=(1, BLOCK, 8 * BLOCK, 16 * BLOCK, BLOCK * r, slot)
+            ),
             swizzle=cute.make_swizzle(3, 4, 3),
         )
         box2 = shared.weights.get_tensor(
-            cute.make_layout((r, BLOCK, s), stride=(BLOCK, 1, slot)),
+            cute.make_layout((r, BLOCK, cluster, s), stride=(BLOCK, 1, BLOCK * r, slot)),
             swizzle=cute.make_swizzle(3, 4, 3),
         )
-        # (box, column block, 1, 1, tile, expert) and (box, tile, column block, expert)
         tiles1 = cute.local_tile(tma1_tensor, shape1, (None, None, None, None, None))
         tiles2 = cute.local_tile(tma2_tensor, (r, BLOCK), (None, None, None))
         single = cute.make_layout(1)
@@ -310,7 +419,16 @@ class MoeGemms:
         dst2, src2 = cpasync.tma_partition(
             tma2, 0, single, cute.group_modes(box2, 0, 2), cute.group_modes(tiles2, 0, 2)
         )
-        state, tile_state = producer_state(s), consumer_state(QUEUE_SLOTS)
+        return dst1, src1, dst2, src2
+
+    @cute.jit
+    def load_weights(
+        self, ring: Ring, queue: Ring, records, shared, tma1, tma1_tensor, tma2, tma2_tensor
+    ):
+        """Stream the weight boxes of the tiles into the ring; never waits for activations."""
+        g = self.geometry
+        dst1, src1, dst2, src2 = self.weight_boxes(shared, tma1, tma1_tensor, tma2, tma2_tensor)
+        state, tile_state = producer_state(self.config.stages), consumer_state(QUEUE_SLOTS)
         tile = self.next_tile(queue, records, tile_state)
         tile_state.advance()
         while tile.gemm != END:
@@ -318,13 +436,13 @@ class MoeGemms:
                 for k in cutlass.range(g.hidden_size // BLOCK, unroll=1):
                     barrier = self.expect_weights(ring, state)
                     source = src1[None, k, 0, 0, tile.column, tile.expert]
-                    cute.copy(tma1, source, dst1[None, state.index], tma_bar_ptr=barrier)
+                    cute.copy(tma1, source, dst1[None, 0, state.index], tma_bar_ptr=barrier)
                     state.advance()
             else:
                 for k in cutlass.range(g.intermediate_size // BLOCK, unroll=1):
                     barrier = self.expect_weights(ring, state)
                     source = src2[None, tile.column, k, tile.expert]
-                    cute.copy(tma2, source, dst2[None, state.index], tma_bar_ptr=barrier)
+                    cute.copy(tma2, source, dst2[None, 0, state.index], tma_bar_ptr=barrier)
                     state.advance()
             tile = self.next_tile(queue, records, tile_state)
             tile_state.advance()

@@ -40,6 +40,10 @@ class Ring:
         """Writer: wait until every reader has released the slot."""
         cute.arch.mbarrier_wait(self.barriers + self.slots + state.index, state.phase)
 
+    def wait_released(self, state: PipelineState) -> None:
+        """Reader: wait until every reader has released the slot."""
+        cute.arch.mbarrier_wait(self.barriers + self.slots + state.index, state.phase)
+
     def full_barrier(self, state: PipelineState) -> cute.Pointer:
         return self.barriers + state.index
 
@@ -47,6 +51,7 @@ class Ring:
         """Reader: wait until the slot has been filled."""
         cute.arch.mbarrier_wait(self.barriers + state.index, state.phase)
 
-    def release(self, state: PipelineState) -> None:
-        """Reader: one arrival on the empty barrier (by each thread that calls it)."""
-        cute.arch.mbarrier_arrive(self.barriers + self.slots + state.index)
+    def release(self, state: PipelineState, block: Int32 | None = None) -> None:
+        """Reader: one arrival on the empty barrier (by each thread that calls it), in another
+        block of the cluster if one is given."""
+        cute.arch.mbarrier_arrive(self.barriers + self.slots + state.index, block)

@@ -158,9 +158,7 @@ class SwapAbGemms(MoeGemms):
                     final[up] += part[up] * lo_scale
                     final[down] += part[down] * hi_scale
         if cutlass.const_expr(group == groups - 1):
-            cute.arch.sync_warp()
-            with cute.arch.elect_one():
-                ring.release(state)
+            self.release(ring, state, 1)
             state.advance()
         return state
 

@@ -9,7 +9,7 @@ waiting in a GEMM2 tile for the GEMM1 tiles of its expert cannot deadlock.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import cutlass
 import cutlass.cute as cute
@@ -43,6 +43,24 @@ class Tile:
     def write(self, words: cute.Tensor) -> None:
         for i, field in enumerate(fields(self)):
             words[i] = getattr(self, field.name)
+
+    def share(self, block: Int32, blocks: int) -> Tile:
+        """The rows that one of a cluster's blocks takes: as even as multiples of 64 allow."""
+        most = (self.rows + (64 * blocks - 1)) // (64 * blocks) * 64
+        first = block * most
+        first = select(first < self.rows, first, self.rows)
+        left = self.rows - first
+        return replace(self, row=self.row + first, rows=select(left < most, left, most))
+
+    def send(self, words: cute.Pointer, barrier: cute.Pointer, block: Int32) -> None:
+        """Write the record in a block of the cluster and fill its barrier; addresses are those
+        of the own block."""
+        values = [getattr(self, field.name) for field in fields(self)]
+        values += [Int32(0)] * (RECORD - len(values))
+        arch.mbarrier_arrive_and_expect_tx(barrier, 4 * RECORD, block)
+        for i in range(0, RECORD, 4):
+            part = cute.make_ptr(Int32, (words + i).toint(), words.memspace, assumed_align=16)
+            arch.store_async_dsmem(part, tuple(values[i : i + 4]), barrier, block)
 
     @staticmethod
     def read(words: cute.Tensor) -> Tile:
