@@ -7,6 +7,7 @@ from bundle.requirements import Device, current_device, why_not
 CPU = Device("CPU", None)
 A100 = Device("NVIDIA A100", 80)
 H100 = Device("NVIDIA H100", 90)
+EMAIL = {"compute_capability": 90, "package": "email", "install": "make it"}
 
 
 @pytest.mark.parametrize(
@@ -33,6 +34,18 @@ H100 = Device("NVIDIA H100", 90)
             {"modules": ["none.at_all", "nothing"], "install": "pip install both"},
             CPU,
             "needs a CUDA device; needs the modules none.at_all, nothing: pip install both",
+        ),
+        ({"files": [EMAIL | {"path": "mime/base.py"}]}, H100, None),
+        (
+            {"files": [EMAIL | {"path": "no/such.so"}]},
+            H100,
+            "needs no/such.so in email: make it",
+        ),
+        ({"files": [EMAIL | {"path": "no/such.so"}]}, A100, None),
+        (
+            {"files": [EMAIL | {"package": "no_such_one", "path": "a.so"}]},
+            H100,
+            "needs a.so in no_such_one: make it",
         ),
     ],
 )

@@ -39,6 +39,20 @@ class PackError(BadInput):
         self.problems = problems
 
 
+class RequiredFile(BaseModel):
+    """A [[requires.files]] table: a file inside an importable package, on one kind of device."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    compute_capability: int
+    """The CUDA device that needs it, as 10 * major + minor."""
+    package: str
+    path: str
+    """Relative to the package's folder."""
+    install: str
+    """The exact command that puts it there."""
+
+
 class Requires(BaseModel):
     """The [requires] table: what a solution needs from the machine it runs on."""
 
@@ -52,6 +66,8 @@ class Requires(BaseModel):
     """Modules that must be importable."""
     install: str = ""
     """The exact command that installs them."""
+    files: list[RequiredFile] = []
+    """Files that some devices need besides."""
 
 
 class SolutionConfig(BaseModel):

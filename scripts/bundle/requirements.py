@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 
-from .packing import Requires
+from .packing import RequiredFile, Requires
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,17 @@ def why_not(requires: Requires, device: Device) -> str | None:
     if missing:
         noun = "module" if len(missing) == 1 else "modules"
         reasons.append(f"needs the {noun} {', '.join(missing)}: {requires.install}")
+    for file in requires.files:
+        if file.compute_capability == device.compute_capability and not _has_file(file):
+            reasons.append(f"needs {file.path} in {file.package}: {file.install}")
     return "; ".join(reasons) or None
+
+
+def _has_file(file: RequiredFile) -> bool:
+    if not _is_importable(file.package):
+        return False
+    folders = find_spec(file.package).submodule_search_locations or []
+    return any((Path(folder) / file.path).exists() for folder in folders)
 
 
 def _is_importable(module: str) -> bool:
