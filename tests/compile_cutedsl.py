@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import subprocess
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -12,7 +11,7 @@ SCRATCH = tempfile.mkdtemp()
 os.environ.update(CUTE_DSL_ARCH="sm_90a", CUTE_DSL_DUMP_DIR=SCRATCH)
 
 import cutlass.cute as cute  # noqa: E402
-from triton import knobs  # noqa: E402
+from sass import inspect  # noqa: E402
 
 from solutions.common.cutedsl import routing  # noqa: E402
 from solutions.common.cutedsl.config import TABLE  # noqa: E402
@@ -31,11 +30,7 @@ def main():
     os.chdir(SCRATCH)
     for _, config in TABLE:
         layer = MoeLayer(DEEPSEEK_V3_EP8, config, num_sms=132)
-        cubin = Path("layer.cubin")
-        cubin.write_bytes(layer.compile(cute.KeepCUBIN).artifacts.CUBIN)
-        run = {"capture_output": True, "text": True, "check": True}
-        usage = subprocess.run([knobs.nvidia.cuobjdump.path, "-res-usage", cubin], **run).stdout
-        sass = subprocess.run([knobs.nvidia.nvdisasm.path, cubin], **run).stdout
+        usage, sass = inspect(layer.compile(cute.KeepCUBIN).artifacts.CUBIN, Path(SCRATCH))
         kernels = re.findall(r"kernel_cutlass_(\w+?)_solutions\S+\s+REG:(\d+)", usage)
         routing_registers = {name: int(count) for name, count in kernels if name != "kernel"}
         facts = {

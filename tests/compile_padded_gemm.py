@@ -7,7 +7,6 @@ thread's every value) and what the host hands to the driver, which a mock of the
 import json
 import os
 import re
-import subprocess
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -18,7 +17,7 @@ os.environ.update(CUTE_DSL_ARCH="sm_90a", CUTE_DSL_DUMP_DIR=SCRATCH)
 import cutlass  # noqa: E402
 import cutlass.cute as cute  # noqa: E402
 from mock_cuda import MockRuntime  # noqa: E402
-from triton import knobs  # noqa: E402
+from sass import inspect  # noqa: E402
 
 from solutions.common.cutedsl.padded_gemm import (  # noqa: E402
     CONSUMERS,
@@ -54,12 +53,7 @@ def main():
     os.chdir(SCRATCH)
     for tile in TILES:
         kernel = PaddedGemmKernel(tile, num_sms=132)
-        cubin = Path("gemm.cubin")
-        compiled = kernel.compile(cute.KeepCUBIN)
-        cubin.write_bytes(compiled.artifacts.CUBIN)
-        run = {"capture_output": True, "text": True, "check": True}
-        usage = subprocess.run([knobs.nvidia.cuobjdump.path, "-res-usage", cubin], **run).stdout
-        sass = subprocess.run([knobs.nvidia.nvdisasm.path, cubin], **run).stdout
+        usage, sass = inspect(kernel.compile(cute.KeepCUBIN).artifacts.CUBIN, Path(SCRATCH))
         launch = MockRuntime(kernel.compile(), Path(SCRATCH)).launch(
             POINTERS, [EXPERTS, MAX_M, N, K], descriptors=4
         )

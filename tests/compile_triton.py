@@ -6,12 +6,12 @@ Usage: python compile_triton.py CAPABILITY (90 or 100)
 
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import torch
 import triton
+from sass import inspect
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -28,7 +28,6 @@ TYPES = {
     torch.bfloat16: "*bf16",
     torch.int32: "*i32",
 }
-TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 
 
 def compile_kernel(launcher, constants: tuple, capability: int, num_warps: int):
@@ -56,15 +55,8 @@ def compile_kernel(launcher, constants: tuple, capability: int, num_warps: int):
 
 
 def report(name: str, compiled, folder: Path) -> None:
-    cubin = folder / f"{name}.cubin"
-    cubin.write_bytes(compiled.asm["cubin"])
-    sass = subprocess.run(
-        [TOOLS / "nvdisasm", cubin], capture_output=True, text=True, check=True
-    ).stdout
-    usage = subprocess.run(
-        [TOOLS / "cuobjdump", "-res-usage", cubin], capture_output=True, text=True, check=True
-    )
-    stack = re.search(r"STACK:(\d+)", usage.stdout + usage.stderr)
+    usage, sass = inspect(compiled.asm["cubin"], folder)
+    stack = re.search(r"STACK:(\d+)", usage)
     instructions = ("QGMMA", "UTCQMMA", "UTMALDG", "LDL", "STL")
     counts = {i: len(re.findall(rf"\b{i}\b", sass)) for i in instructions}
     print(json.dumps({"kernel": name, "shared": compiled.metadata.shared,
