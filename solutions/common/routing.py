@@ -158,7 +158,8 @@ def _place(
 
 
 @triton.jit
-def _store_offsets(expert_offsets_ptr, counts, NUM_LOCAL: tl.constexpr):
+def store_offsets(expert_offsets_ptr, counts, NUM_LOCAL: tl.constexpr):
+    """Prefix sums [NUM_LOCAL + 1] of the experts' counts."""
     expert = tl.arange(0, NUM_LOCAL)
     tl.store(expert_offsets_ptr + expert + 1, tl.cumsum(counts, 0))
     tl.store(expert_offsets_ptr + expert, tl.cumsum(counts, 0) - counts, mask=expert == 0)
@@ -198,6 +199,24 @@ def select_kernel(
     )
 
 
+@triton.jit
+def sum_block_counts(
+    block_counts_ptr, block, num_blocks, BLOCK_B: tl.constexpr, NUM_LOCAL: tl.constexpr
+):
+    """int32 [NUM_LOCAL] each: the counts of all blocks, and of those before `block`."""
+    local = tl.arange(0, NUM_LOCAL)
+    totals = tl.zeros([BLOCK_B, NUM_LOCAL], tl.int32)
+    before = tl.zeros([BLOCK_B, NUM_LOCAL], tl.int32)
+    for start in range(0, num_blocks, BLOCK_B):
+        other = start + tl.arange(0, BLOCK_B)[:, None]
+        counts = tl.load(
+            block_counts_ptr + other * NUM_LOCAL + local[None, :], mask=other < num_blocks, other=0
+        )
+        totals += counts
+        before += tl.where(other < block, counts, 0)
+    return tl.sum(totals, 0), tl.sum(before, 0)
+
+
 @triton.jit(do_not_specialize=["num_tokens", "num_blocks", "num_counters"])
 def permute_kernel(
     block_counts_ptr,
@@ -223,18 +242,9 @@ def permute_kernel(
         tl.extra.cuda.gdc_wait()
     block = tl.program_id(0)
     local = tl.arange(0, NUM_LOCAL)
-    totals = tl.zeros([BLOCK_B, NUM_LOCAL], tl.int32)
-    before = tl.zeros([BLOCK_B, NUM_LOCAL], tl.int32)
-    for start in range(0, num_blocks, BLOCK_B):
-        other = start + tl.arange(0, BLOCK_B)[:, None]
-        counts = tl.load(
-            block_counts_ptr + other * NUM_LOCAL + local[None, :], mask=other < num_blocks, other=0
-        )
-        totals += counts
-        before += tl.where(other < block, counts, 0)
-    counts = tl.sum(totals, 0)
+    counts, before = sum_block_counts(block_counts_ptr, block, num_blocks, BLOCK_B, NUM_LOCAL)
     if block == 0:
-        _store_offsets(expert_offsets_ptr, counts, NUM_LOCAL)
+        store_offsets(expert_offsets_ptr, counts, NUM_LOCAL)
         for first in range(0, num_counters, 1024):
             counter = first + tl.arange(0, 1024)
             tl.store(counters_ptr + counter, 0, mask=counter < num_counters)
@@ -245,7 +255,7 @@ def permute_kernel(
     weight = tl.load(
         weight_ptr + token[:, None] * NUM_LOCAL + local[None, :], mask=picked == 1, other=0.0
     )
-    first_row = tl.cumsum(counts, 0) - counts + tl.sum(before, 0)
+    first_row = tl.cumsum(counts, 0) - counts + before
     _place(
         row_token_ptr, row_weight_ptr, token_rows_ptr, token, num_tokens, picked, weight,
         first_row, TOP_K,

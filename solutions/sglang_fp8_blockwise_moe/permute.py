@@ -16,7 +16,7 @@ import triton.language as tl
 
 from ..common.geometry import Geometry
 from ..common.launch import Launcher
-from ..common.routing import max_rows
+from ..common.routing import max_rows, store_offsets, sum_block_counts
 
 COUNT_ALL_TOKENS = 256  # up to here every program counts all pairs itself
 
@@ -85,31 +85,21 @@ def permute_kernel(
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
     block = tl.program_id(0)
-    local = tl.arange(0, NUM_LOCAL)
-    totals = tl.zeros([CHUNK, NUM_LOCAL], tl.int32)
-    before = tl.zeros([CHUNK, NUM_LOCAL], tl.int32)
     if COUNTED:
-        for start in range(0, num_blocks, CHUNK):
-            other = start + tl.arange(0, CHUNK)[:, None]
-            counts = tl.load(
-                block_counts_ptr + other * NUM_LOCAL + local[None, :],
-                mask=other < num_blocks,
-                other=0,
-            )
-            totals += counts
-            before += tl.where(other < block, counts, 0)
+        counts, before = sum_block_counts(block_counts_ptr, block, num_blocks, CHUNK, NUM_LOCAL)
     else:
+        totals = tl.zeros([CHUNK, NUM_LOCAL], tl.int32)
+        earlier = tl.zeros([CHUNK, NUM_LOCAL], tl.int32)
         for start in range(0, num_pairs, CHUNK):
             other = start + tl.arange(0, CHUNK)
             expert = tl.load(expert_ptr + other, mask=other < num_pairs, other=-1)
-            counts = _one_hot(expert, local_expert_offset, NUM_LOCAL)
-            totals += counts
-            before += tl.where((other < block * PAIRS)[:, None], counts, 0)
-    counts = tl.sum(totals, 0)
-    last = tl.cumsum(counts, 0)
+            picked = _one_hot(expert, local_expert_offset, NUM_LOCAL)
+            totals += picked
+            earlier += tl.where((other < block * PAIRS)[:, None], picked, 0)
+        counts = tl.sum(totals, 0)
+        before = tl.sum(earlier, 0)
     if block == 0:
-        tl.store(expert_offsets_ptr + local + 1, last)
-        tl.store(expert_offsets_ptr + local, last - counts, mask=local == 0)
+        store_offsets(expert_offsets_ptr, counts, NUM_LOCAL)
         column = tl.arange(0, BLOCK_H)
         zeros = tl.zeros([BLOCK_H], tl.bfloat16)
         tl.store(y_ptr + no_row.to(tl.int64) * H + column, zeros, mask=column < H)
@@ -118,7 +108,7 @@ def permute_kernel(
     in_range = pair < num_pairs
     expert = tl.load(expert_ptr + pair, mask=in_range, other=-1)
     taken = _one_hot(expert, local_expert_offset, NUM_LOCAL)
-    next_row = last - counts + tl.sum(before, 0)
+    next_row = tl.cumsum(counts, 0) - counts + before
     rank = tl.cumsum(taken, 0) - taken
     row = tl.sum(taken * (next_row[None, :] + rank), 1)
     is_local = tl.sum(taken, 1) == 1
