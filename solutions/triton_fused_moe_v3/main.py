@@ -4,6 +4,7 @@ select -> permute -> GEMM1 + SwiGLU + requantisation -> GEMM2 -> combine.
 """
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from triton import knobs
@@ -41,32 +42,11 @@ _gemm2 = Launcher(
 )
 
 
-@lru_cache
 def _num_sms(device: torch.device) -> int:
     """Multiprocessors; Triton's interpreter has none, and a few are enough to share the work."""
     if device.type == "cpu":
         return 4
     return torch.cuda.get_device_properties(device).multi_processor_count
-
-
-def _gemm1_tiles(geometry: Geometry, tile: Tile, num_tokens: int) -> int:
-    """Most tiles GEMM1 can have."""
-    return _row_tiles(geometry, tile, num_tokens) * geometry.intermediate_size // geometry.block
-
-
-@lru_cache
-def _workspace(geometry: Geometry, tiles: Tiles, num_tokens: int) -> Workspace:
-    """Routing's buffers, then act, act_scale, y and GEMM1's halves (shapes in grouped_gemm.py)."""
-    rows, h, i = max_rows(geometry, num_tokens), geometry.hidden_size, geometry.intermediate_size
-    tile, block = tiles.gemm1, geometry.block
-    most_tiles = _gemm1_tiles(geometry, tile, num_tokens) if tile.halves else 0
-    return Workspace(
-        *routing_buffers(geometry, num_tokens, most_tiles),
-        (_FP8, rows, i),
-        (_FP32, i // block, rows),
-        (_BF16, rows, h),
-        (_FP32, most_tiles, 2, 2, tile.block_t * block),
-    )
 
 
 def _weight_descriptor(weights: torch.Tensor, block: int) -> TensorDescriptor:
@@ -75,15 +55,41 @@ def _weight_descriptor(weights: torch.Tensor, block: int) -> TensorDescriptor:
     return TensorDescriptor(weights, [experts * n, k], [k, 1], [block, block])
 
 
-def _row_tiles(geometry: Geometry, tile: Tile, num_tokens: int) -> int:
-    """Most tiles that the rows can be cut into: one more than full ones for each expert."""
-    rows = max_rows(geometry, num_tokens)
-    return min(geometry.num_local_experts, rows) + rows // tile.block_t
+class Plan(NamedTuple):
+    """What a call needs besides its arguments: memory and how many programs."""
+
+    workspace: Workspace  # routing's buffers, then act, act_scale, y and GEMM1's halves
+    num_counters: int  # one per tile of GEMM1 if its K may be halved
+    gemm1_grid: tuple
+    gemm2_grid: tuple
 
 
-def _grid(tile: Tile, items: int, sms: int) -> tuple:
-    """Persistent programs, or fewer where there cannot be as many items."""
-    return (min(sms * tile.programs_per_sm, items), 1, 1)
+@lru_cache
+def _plan(geometry: Geometry, tiles: Tiles, num_tokens: int, device: torch.device) -> Plan:
+    """Buffers as in grouped_gemm.py; persistent programs, or fewer if tiles cannot be as many."""
+    rows, h, i = max_rows(geometry, num_tokens), geometry.hidden_size, geometry.intermediate_size
+    block, sms = geometry.block, _num_sms(device)
+
+    def most_tiles(tile: Tile, column_tiles: int) -> int:
+        """Full tiles of rows, and one more for each expert."""
+        return (min(geometry.num_local_experts, rows) + rows // tile.block_t) * column_tiles
+
+    gemm1, gemm2 = tiles.gemm1, tiles.gemm2
+    tiles1, tiles2 = most_tiles(gemm1, i // block), most_tiles(gemm2, h // (2 * block))
+    halved = tiles1 if gemm1.halves else 0
+    workspace = Workspace(
+        *routing_buffers(geometry, num_tokens, halved),
+        (_FP8, rows, i),
+        (_FP32, i // block, rows),
+        (_BF16, rows, h),
+        (_FP32, halved, 2, 2, gemm1.block_t * block),
+    )
+    return Plan(
+        workspace,
+        halved,
+        (min(sms * gemm1.programs_per_sm, tiles1 + halved), 1, 1),
+        (min(sms * gemm2.programs_per_sm, tiles2), 1, 1),
+    )
 
 
 def moe(geometry: Geometry, tiles: Tiles, logits, bias, hidden, hidden_scale, w1, w1_scale, w2,
@@ -92,18 +98,16 @@ def moe(geometry: Geometry, tiles: Tiles, logits, bias, hidden, hidden_scale, w1
     num_tokens, h = hidden.shape
     i, block, experts = geometry.intermediate_size, geometry.block, geometry.num_local_experts
     rows = max_rows(geometry, num_tokens)
-    sms = _num_sms(hidden.device)
+    plan = _plan(geometry, tiles, num_tokens, hidden.device)
     pdl = not knobs.runtime.interpret
     # memory lives to the end of this function; whoever gets it next is behind us on the stream
-    memory, buffers = _workspace(geometry, tiles, num_tokens).allocate(hidden.device)
+    memory, buffers = plan.workspace.allocate(hidden.device)
     *routing_part, act, act_scale, y, halves = buffers
 
+    routing = route(geometry, logits, bias, offset, factor, routing_part, plan.num_counters, pdl)
     tile = tiles.gemm1
-    most_tiles = _gemm1_tiles(geometry, tile, num_tokens)
-    counters = most_tiles if tile.halves else 0
-    routing = route(geometry, logits, bias, offset, factor, routing_part, counters, pdl)
     _gemm1(
-        _grid(tile, most_tiles * (2 if tile.halves else 1), sms),
+        plan.gemm1_grid,
         (hidden, hidden_scale, _weight_descriptor(w1, block), w1_scale, routing.expert_offsets,
          routing.row_token, act, act_scale, halves, routing.counters, num_tokens, rows),
         (h, i, experts, block, tile.block_t, tile.swap_ab, tile.halves, tile.num_stages, pdl),
@@ -112,7 +116,7 @@ def moe(geometry: Geometry, tiles: Tiles, logits, bias, hidden, hidden_scale, w1
     )  # fmt: skip
     tile = tiles.gemm2
     _gemm2(
-        _grid(tile, _row_tiles(geometry, tile, num_tokens) * h // (2 * block), sms),
+        plan.gemm2_grid,
         (act, act_scale, _weight_descriptor(w2, block), w2_scale, routing.expert_offsets,
          routing.row_weight, y, rows),
         (h, i, experts, block, tile.block_t, tile.swap_ab, tile.num_stages, pdl),
