@@ -95,6 +95,15 @@ class MoeGemms:
         return ()
 
     @property
+    def weight_tiles(self) -> tuple[int, int]:
+        """That a token tile meets in GEMM1 and in GEMM2."""
+        g = self.geometry
+        return (
+            g.intermediate_size // self.config.act_columns,
+            g.hidden_size // self.config.weight_rows,
+        )
+
+    @property
     def result_bytes(self) -> int:
         """Shared memory in which consumers rearrange their results."""
         raise NotImplementedError
@@ -313,13 +322,12 @@ class MoeGemms:
         they have finished the tile before it: so getting the slot of tile t (which held tile
         t - QUEUE_SLOTS) tells that tile t - QUEUE_SLOTS - 1 is finished and its rows are written.
         """
-        g, r = self.geometry, self.config.weight_rows
+        g = self.geometry
         tiles = TileList.load(
             cute.make_tensor(offsets, cute.make_layout(g.num_local_experts + 1)),
             g.num_local_experts,
             self.config.tokens * self.config.cluster,
-            g.intermediate_size // self.config.act_columns,
-            g.hidden_size // r,
+            *self.weight_tiles,
         )
         state = producer_state(QUEUE_SLOTS)
         clusters = self.num_sms // self.config.cluster
