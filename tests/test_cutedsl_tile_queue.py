@@ -35,22 +35,24 @@ def warp(monkeypatch):
     monkeypatch.setattr(tile_queue, "select", np.where)
 
 
-def expected_tiles(counts, tile_rows, columns1, columns2):
+def expected_tiles(counts, tile_rows, columns1, columns2, group):
     """Every tile once, in the documented order."""
     first = np.concatenate([[0], np.cumsum(counts)])
-    for gemm, columns in ((GEMM1, columns1), (GEMM2, columns2)):
+    passes = [(GEMM1, range(columns1))]
+    passes += [(GEMM2, range(start, start + group)) for start in range(0, columns2, group)]
+    for gemm, columns in passes:
         for expert, count in enumerate(counts):
             tiles = -(-count // tile_rows)
             for nth in range(tiles):
                 rows = min(tile_rows, count - nth * tile_rows)
-                for column in range(columns):
+                for column in columns:
                     row = first[expert] + nth * tile_rows
                     yield gemm, expert, column, row, rows, tiles * columns1
 
 
-def listed_tiles(counts, tile_rows, columns1, columns2):
+def listed_tiles(counts, tile_rows, columns1, columns2, group):
     offsets = np.concatenate([[0], np.cumsum(counts)])
-    tiles = TileList.load(offsets, len(counts), tile_rows, columns1, columns2)
+    tiles = TileList.load(offsets, len(counts), tile_rows, columns1, columns2, group)
     index = 0
     while True:
         tile = tiles.tile(np.int64(index))
@@ -68,12 +70,13 @@ def test_ragged_distributions(warp, experts):
     rng = np.random.default_rng(experts)
     for _ in range(340):
         counts = rng.integers(0, rng.choice([2, 20, 300]), experts) * rng.integers(0, 2, experts)
-        shape = (int(rng.choice([16, 64, 128])), int(rng.integers(1, 5)), int(rng.integers(1, 6)))
+        group, groups = (int(rng.integers(1, 4)) for _ in range(2))
+        shape = (int(rng.choice([16, 64, 128])), int(rng.integers(1, 5)), group * groups, group)
         assert list(listed_tiles(counts, *shape)) == list(expected_tiles(counts, *shape)), counts
 
 
 def test_no_pairs_at_all(warp):
-    assert list(listed_tiles(np.zeros(32, int), 16, 32, 56)) == []
+    assert list(listed_tiles(np.zeros(32, int), 16, 32, 56, 8)) == []
 
 
 @pytest.mark.parametrize("rows", range(1, 257))

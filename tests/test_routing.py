@@ -90,6 +90,7 @@ def cutedsl_route():
 
     from solutions.common.cutedsl.layer import MoeLayer
     from solutions.common.cutedsl.routing import RoutePermute, routing_buffers
+    from solutions.common.cutedsl.tile_queue import COUNTERS
 
     inputs, routed = MoeLayer.POINTERS[:2], MoeLayer.POINTERS[11:19]
     pointers = [
@@ -110,7 +111,7 @@ def cutedsl_route():
             torch.cuda.current_stream().cuda_stream,
         )  # fmt: skip
         offsets, row_token, row_weight, token_rows, counters, *_ = layout.tensors(memory.cpu())
-        assert counters.tolist() == [0] * 33
+        assert counters.tolist() == [0] * COUNTERS
         return offsets, row_token, row_weight, token_rows
 
     return route

@@ -20,6 +20,7 @@ import cutlass.cute as cute
 from cutlass import Float8E4M3FN, Float32, Int16, Int32, Int64
 from cutlass.cute.nvgpu import cpasync
 
+from .combine import BUFFER_BYTES
 from .moe_gemms import BLOCK, QUEUE_SLOTS, TOKEN_WARPS, MoeGemms
 from .ring import Ring, consumer_state, producer_state
 from .tile_queue import END, GEMM1, GEMM2, Tile, select
@@ -27,6 +28,7 @@ from .vectors import vector
 
 BOX_ROWS = 64  # token rows of a TMA box: a tile with fewer rows than its warpgroups loads less
 WARP_BYTES = 512  # that a warp copies with one instruction
+GROUP_COLUMNS = 1024
 BATCH = 7  # instructions in flight of a gathering warp
 
 
@@ -42,6 +44,14 @@ class GatheredTokens(MoeGemms):
             )
         self.queue_readers = 1
         self.slot_arrivals = 1 + 32
+
+    @property
+    def group_columns(self) -> int:
+        return GROUP_COLUMNS
+
+    @property
+    def row_bytes(self) -> int:
+        return TOKEN_WARPS * BUFFER_BYTES
 
     @property
     def scale_rows(self) -> int:
@@ -138,9 +148,9 @@ class GatheredTokens(MoeGemms):
     def produce(
         self, ring: Ring, queue: Ring, records, shared, thread: Int32, tma1, tma1_tensor, tma2,
         tma2_tensor, token_loads, hidden, hidden_scale, w1_scale, w2_scale, offsets, row_token,
-        act, act_scale, counters, num_tokens, max_rows,
+        act, act_scale, y, token_rows, output, counters, num_tokens, max_rows,
     ):  # fmt: skip
-        """Warp 0 fills the ring, the others gather."""
+        """Warp 0 fills the ring; the others gather, then combine all but the last group of y."""
         if thread < 32:
             self.load_slots(
                 ring, queue, records, shared, tma1, tma1_tensor, tma2, tma2_tensor, token_loads,
@@ -153,6 +163,11 @@ class GatheredTokens(MoeGemms):
             self.gather(
                 done + worker, Int32(self.num_sms * TOKEN_WARPS), max_rows, hidden, hidden_scale,
                 offsets, row_token, act, act_scale, counters, num_tokens, max_rows,
+            )  # fmt: skip
+            self.combine_rows(
+                worker, self.num_sms * TOKEN_WARPS, (0, self.combine.groups - 1),
+                shared.rows.data_ptr() + (thread // 32 - 1) * BUFFER_BYTES, y, token_rows, output,
+                offsets, counters, num_tokens,
             )  # fmt: skip
 
     @cute.jit

@@ -1,4 +1,4 @@
-"""The whole layer as one host call: routing, both GEMMs and the combine, on one stream."""
+"""The whole layer as one host call: routing, then both GEMMs and the combine, on one stream."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from cutlass.cute.runtime import make_ptr
 
 from ..geometry import Geometry
 from ..routing import max_rows
-from .combine import Combine
 from .config import GemmConfig, config_for
 from .direct import DirectGemms
 from .routing import RoutePermute, routing_buffers
@@ -20,7 +19,7 @@ from .swap_ab import SwapAbGemms
 
 
 class MoeLayer:
-    """Launches the kernels; arguments as in `routing`, `moe_gemms` and `combine`."""
+    """Launches the kernels; arguments as in `routing` and `moe_gemms`."""
 
     POINTERS = (
         Float32, BFloat16, Float8E4M3FN, Float32, Float8E4M3FN, Float32, Float8E4M3FN, Float32,
@@ -33,7 +32,6 @@ class MoeLayer:
         self.geometry = geometry
         self.routing = RoutePermute(geometry)
         self.gemms = kernel(geometry, config, num_sms)
-        self.combine = Combine(geometry)
 
     @cute.jit
     def __call__(
@@ -69,10 +67,9 @@ class MoeLayer:
         )  # fmt: skip
         self.gemms(
             hidden, hidden_scale, w1, w1_scale, w2, w2_scale, expert_offsets, row_token,
-            row_weight, act, act_scale, y, counters, num_tokens,
+            row_weight, act, act_scale, y, token_rows, output, counters, num_tokens,
             num_tokens * max_rows(self.geometry, 1), stream,
         )  # fmt: skip
-        self.combine(y, token_rows, output, num_tokens, stream)
 
     def compile(self, *decorators, options: str = ""):
         """Compile for any number of tokens; the result takes addresses as plain integers."""

@@ -1,8 +1,9 @@
-"""Both grouped GEMMs of the MoE layer in one persistent kernel: everything but the multiplication.
+"""Both grouped GEMMs and the combine in one persistent kernel: everything but the multiplication.
 
 One list of tiles runs through GEMM1 and GEMM2 (`tile_queue`), so the weight stream never drains
 between them: a GEMM2 tile waits only for the GEMM1 tiles of its own expert (counters in global
-memory), and its weights are already on the way while it waits.
+memory), and its weights are already on the way while it waits. Where the list ends, the consumers
+add up the rows of y (`combine`), in the last group of columns if there are several.
 
 A GEMM1 tile is R weight rows, half of them up and half gate rows for the same R/2 columns of the
 activation, taken alternately in groups of 8 (one five-dimensional TMA box): wgmma's accumulator
@@ -22,9 +23,11 @@ Global tensors (row-major, last dimension fastest):
   w2 [E, H, I] e4m3             w2_scale [E, H/128, I/128] fp32
   expert_offsets [E + 1] int32  row_token [max_rows] int32           row_weight [max_rows] fp32
   act [max_rows, I] e4m3        act_scale [2I/R, max_rows] fp32      (scratch)
-  y [max_rows, H] bf16          (out: rows times row_weight)
-  counters [1 + E] int32        (zero on entry: tiles handed out, GEMM1 tiles done per expert and,
-                                with `DirectGemms`, its gathered rows)
+  y [max_rows, H] bf16          (scratch: rows times row_weight)
+  token_rows [T, top_k] int32   output [T, H] bf16                   (see `combine`)
+  counters [COUNTERS] int32     (zero on entry: tiles handed out; per expert, finished GEMM1 tiles
+                                and, with `DirectGemms`, gathered rows; per group of columns of y,
+                                finished GEMM2 tiles)
 
 Shared memory of a slot, 128 columns wide: R * 128 bytes of weights and N * 128 bytes of tokens
 (both 128-byte swizzled), N * 256/R token scales (at most two groups of columns), two weight scales.
@@ -39,13 +42,15 @@ import cutlass.cute as cute
 from cutlass import BFloat16, Float8E4M3FN, Float32, Int32, Int64
 from cutlass.cute.nvgpu import cpasync
 from cutlass.cute.nvgpu.warpgroup import OperandMajorMode
+from cutlass.pipeline import NamedBarrier
 from cutlass.utils import SmemAllocator
 from cutlass.utils.hopper_helpers import make_trivial_tiled_mma
 
 from ..geometry import Geometry
+from .combine import BUFFER_BYTES, Combine
 from .config import GemmConfig
 from .ring import Ring, consumer_state, producer_state
-from .tile_queue import END, GEMM1, RECORD, Tile, TileList, select
+from .tile_queue import COUNTERS, END, GEMM1, RECORD, Tile, TileList, select
 from .vectors import prefetch_to_l2, vector
 
 BLOCK = 128  # columns of a slot, and of a scale block
@@ -55,6 +60,7 @@ QUEUE_SLOTS = 2
 # producers then give some to the consumers. 56 + 2 * 224 = 3 * 168: asking for more would hang.
 PRODUCER_REGISTERS = 56
 CONSUMER_REGISTERS = 224
+COMBINE_BARRIER = 2
 PREFETCH_TOKENS = 2048  # up to here the hidden states fit into a fraction of the L2 cache
 E4M3_MAX = 448.0
 
@@ -76,6 +82,12 @@ class MoeGemms:
         self.consumer_threads = 128 * config.warpgroups
         self.threads = 128 + self.consumer_threads
         self.groups2 = BLOCK // config.act_columns  # scales of a token in a slot of GEMM2
+        self.combine = Combine(geometry, self.group_columns)
+        if 1 + geometry.num_local_experts + self.combine.groups > COUNTERS:
+            raise ValueError(
+                f"num_local_experts must be at most {COUNTERS - 1 - self.combine.groups}, "
+                f"got {geometry.num_local_experts}"
+            )
 
         self.queue_readers = 1 + TOKEN_WARPS  # warps of the producer warpgroup
         self.slot_arrivals = 1 + 32 * TOKEN_WARPS  # that fill a slot
@@ -104,9 +116,19 @@ class MoeGemms:
         )
 
     @property
+    def group_columns(self) -> int:
+        """Columns of y that are completed, and combined, together."""
+        return self.geometry.hidden_size
+
+    @property
     def result_bytes(self) -> int:
         """Shared memory in which consumers rearrange their results."""
         raise NotImplementedError
+
+    @property
+    def row_bytes(self) -> int:
+        """Shared memory in which producers combine rows."""
+        return 0
 
     @property
     def mma_shape(self) -> tuple[int, int]:
@@ -128,6 +150,8 @@ class MoeGemms:
         act: cute.Pointer,
         act_scale: cute.Pointer,
         y: cute.Pointer,
+        token_rows: cute.Pointer,
+        output: cute.Pointer,
         counters: cute.Pointer,
         num_tokens: Int32,
         max_rows: Int32,
@@ -167,12 +191,13 @@ class MoeGemms:
             weights: cute.struct.Align[cute.struct.MemRange[Float8E4M3FN, BLOCK * r * s], 1024]
             tokens: cute.struct.Align[cute.struct.MemRange[Float8E4M3FN, BLOCK * n * s], 1024]
             result: cute.struct.Align[cute.struct.MemRange[BFloat16, self.result_bytes // 2], 1024]
+            rows: cute.struct.Align[cute.struct.MemRange[Float8E4M3FN, self.row_bytes], 16]
 
         self.shared = Shared
         self.kernel(
             tma1, tma1_tensor, tma2, tma2_tensor, tiled_mma, hidden, hidden_scale, w1_scale,
-            w2_scale, expert_offsets, row_token, row_weight, act, act_scale, y, counters,
-            num_tokens, max_rows, self.token_loads(act, act_scale, max_rows),
+            w2_scale, expert_offsets, row_token, row_weight, act, act_scale, y, token_rows, output,
+            counters, num_tokens, max_rows, self.token_loads(act, act_scale, max_rows),
         ).launch(
             grid=(self.num_sms, 1, 1), cluster=(self.config.cluster, 1, 1),
             block=(self.threads, 1, 1), min_blocks_per_mp=1, stream=stream, use_pdl=True,
@@ -196,6 +221,8 @@ class MoeGemms:
         act: cute.Pointer,
         act_scale: cute.Pointer,
         y: cute.Pointer,
+        token_rows: cute.Pointer,
+        output: cute.Pointer,
         counters: cute.Pointer,
         num_tokens: Int32,
         max_rows: Int32,
@@ -241,7 +268,8 @@ class MoeGemms:
                 self.produce(
                     ring, queue, records, shared, thread, tma1, tma1_tensor, tma2, tma2_tensor,
                     token_loads, hidden, hidden_scale, w1_scale, w2_scale, expert_offsets,
-                    row_token, act, act_scale, counters, num_tokens, max_rows,
+                    row_token, act, act_scale, y, token_rows, output, counters, num_tokens,
+                    max_rows,
                 )  # fmt: skip
             elif rank == 0:
                 self.schedule(queue, records, expert_offsets, counters)
@@ -253,6 +281,15 @@ class MoeGemms:
             self.consume(
                 ring, queue, records, shared, thread - 128, tiled_mma, row_weight, act,
                 act_scale, y, max_rows,
+            )  # fmt: skip
+            # the ring is empty, and its memory free once all consumers have left it
+            NamedBarrier(COMBINE_BARRIER, self.consumer_threads).arrive_and_wait()
+            block, _, _ = cute.arch.block_idx()
+            groups = self.combine.groups
+            self.combine_rows(
+                (warp - 4) * self.num_sms + block, self.num_sms * consumer_warps,
+                (groups - 1, groups), shared.weights.data_ptr() + (warp - 4) * BUFFER_BYTES, y,
+                token_rows, output, expert_offsets, counters, num_tokens,
             )  # fmt: skip
         if cutlass.const_expr(cluster > 1):  # till then the others' loads and arrivals come here
             cute.arch.cluster_arrive()
@@ -285,7 +322,7 @@ class MoeGemms:
     def produce(
         self, ring: Ring, queue: Ring, records, shared, thread: Int32, tma1, tma1_tensor, tma2,
         tma2_tensor, token_loads, hidden, hidden_scale, w1_scale, w2_scale, offsets, row_token,
-        act, act_scale, counters, num_tokens, max_rows,
+        act, act_scale, y, token_rows, output, counters, num_tokens, max_rows,
     ):  # fmt: skip
         """Warps 0 to TOKEN_WARPS: fill the ring."""
         if thread < 32:
@@ -311,24 +348,52 @@ class MoeGemms:
             prefetch_to_l2(hidden, num_tokens * h, worker, workers)
             prefetch_to_l2(hidden_scale, num_tokens * (h // BLOCK * 4), worker, workers)
 
+    # ------------------------------------------------------------------------------ tiles, combine
+
+    def tile_list(self, offsets) -> TileList:
+        experts, config = self.geometry.num_local_experts, self.config
+        return TileList.load(
+            cute.make_tensor(offsets, cute.make_layout(experts + 1)),
+            experts,
+            config.tokens * config.cluster,
+            *self.weight_tiles,
+            self.group_columns // config.weight_rows,
+        )
+
+    def counter_of(self, tile: Tile) -> Int32:
+        """Number of the counter to raise when the tile is finished; 0: none."""
+        group = tile.column // (self.group_columns // self.config.weight_rows)
+        number = 1 + select(
+            tile.gemm == GEMM1, tile.expert, self.geometry.num_local_experts + group
+        )
+        return select(tile.gemm == END, 0, number)
+
+    @cute.jit
+    def combine_rows(
+        self, worker: Int32, workers: cutlass.Constexpr, groups: tuple[int, int], buffer, y,
+        token_rows, output, offsets, counters, num_tokens: Int32,
+    ):  # fmt: skip
+        """The share of warp `worker` of `workers` in groups[0] .. groups[1] - 1."""
+        tiles = self.tile_list(offsets).total * (self.group_columns // self.config.weight_rows)
+        self.combine.work(
+            self.combine.items(groups[0], num_tokens) + worker, Int32(workers),
+            self.combine.items(groups[1], num_tokens), buffer, y, token_rows, output,
+            counters + 1 + self.geometry.num_local_experts, tiles * self.config.cluster,
+            num_tokens,
+        )  # fmt: skip
+
     # ---------------------------------------------------------------------------- scheduler warp
 
     @cute.jit
     def schedule(self, queue: Ring, records: cute.Tensor, offsets: cute.Pointer, counters):
         """Hand out tiles to the cluster (its own index first, then the global counter) and
-        publish the GEMM1 tiles that this block has finished.
+        publish those that this block has finished.
 
         A record's slot is free once every reader has read it, and consumers read a record after
         they have finished the tile before it: so getting the slot of tile t (which held tile
         t - QUEUE_SLOTS) tells that tile t - QUEUE_SLOTS - 1 is finished and its rows are written.
         """
-        g = self.geometry
-        tiles = TileList.load(
-            cute.make_tensor(offsets, cute.make_layout(g.num_local_experts + 1)),
-            g.num_local_experts,
-            self.config.tokens * self.config.cluster,
-            *self.weight_tiles,
-        )
+        tiles = self.tile_list(offsets)
         state = producer_state(QUEUE_SLOTS)
         clusters = self.num_sms // self.config.cluster
         index = cute.arch.block_idx()[0] // self.config.cluster
@@ -341,7 +406,7 @@ class MoeGemms:
             self.raise_counter(counters, pending[-1])
             for q in cutlass.range_constexpr(QUEUE_SLOTS, 0, -1):
                 pending[q] = pending[q - 1]
-            pending[0] = tile.expert + 1 if tile.gemm == GEMM1 else Int32(0)
+            pending[0] = self.counter_of(tile)
             if left == QUEUE_SLOTS + 1:
                 self.hand_out(queue, records, state, tile)
             state.advance()
@@ -370,7 +435,7 @@ class MoeGemms:
 
     @cute.jit
     def publish(self, queue: Ring, records: cute.Tensor, counters):
-        """In the other blocks of a cluster: publish the GEMM1 tiles that the block has finished."""
+        """In the other blocks of a cluster: publish the tiles that the block has finished."""
         state = consumer_state(QUEUE_SLOTS)
         gemm, finished = Int32(GEMM1), Int32(0)
         while gemm != END:
@@ -378,13 +443,13 @@ class MoeGemms:
             # once all have read the record, the consumers have finished the tile before it
             queue.wait_released(state)
             self.raise_counter(counters, finished)
-            finished = tile.expert + 1 if tile.gemm == GEMM1 else Int32(0)
+            finished = self.counter_of(tile)
             gemm = tile.gemm
             state.advance()
 
     @cute.jit
     def raise_counter(self, counters, number: Int32):
-        """Count one finished GEMM1 tile; number: 1 + expert, or 0 for none."""
+        """Count one finished tile; number: of the counter, or 0 for none."""
         if number > 0 and cute.arch.lane_idx() == 0:
             cute.arch.red(
                 counters + number, Int32(1), op="add", dtype="s32", sem="release", scope="gpu"

@@ -242,7 +242,7 @@ class PaddedGemmKernel:
         # the list's second GEMM is not wanted: its first tile ends the walk
         tiles = TileList.load(
             cute.make_tensor(offsets, cute.make_layout(MAX_EXPERTS + 1)), experts, t.rows,
-            cute.ceil_div(n_blocks * BLOCK, t.columns), 1,
+            cute.ceil_div(n_blocks * BLOCK, t.columns), 1, 1,
         )  # fmt: skip
         if warp < 4:
             cute.arch.setmaxregister_decrease(PRODUCER_REGISTERS)

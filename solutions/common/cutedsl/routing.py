@@ -15,7 +15,7 @@ atomics; the result is that of ..routing, but for the last bits of the weights.
 Global tensors:
   logits [T, 256] fp32             bias [256] bf16
   expert_offsets [E + 1] int32     row_token [max_rows] int32     row_weight [max_rows] fp32
-  token_rows [T, 8] int32          counters [1 + E] int32 (zeroed)
+  token_rows [T, 8] int32          counters [COUNTERS] int32 (zeroed)
   masks [T] int32                  weights [T, 8] fp32            counts [chunks, E] int32 (scratch)
 
 Blocks: route_few and pick 512 threads with about 54 registers each, number 1024 with as many;
@@ -36,7 +36,7 @@ from cutlass.utils import SmemAllocator
 
 from ..geometry import Geometry
 from ..routing import max_rows
-from .tile_queue import select
+from .tile_queue import COUNTERS, select
 from .vectors import vector
 
 LANES = 32
@@ -65,7 +65,7 @@ def routing_buffers(geometry: Geometry, num_tokens: int) -> tuple:
         (torch.int32, rows),
         (torch.float32, rows),
         (torch.int32, num_tokens, TOP_K),
-        (torch.int32, 1 + experts),
+        (torch.int32, COUNTERS),
         (torch.int32, num_tokens),
         (torch.float32, num_tokens, TOP_K),
         (torch.int32, -(-num_tokens // CHUNK), experts),
@@ -344,7 +344,7 @@ class RoutePermute:
         chunk = cute.ceil_div(num_tokens, CLUSTER)
         first_token = block * chunk
         size = cutlass.min(chunk, num_tokens - first_token)
-        if block == 0 and thread < LANES + 1:
+        if block == 0 and thread < COUNTERS:
             _store(counters + thread, Int32(0))
         if warp < size:
             self.pick_token(
@@ -456,7 +456,7 @@ class RoutePermute:
         chunk = block * NUMBER_WARPS + warp
         first_token = chunk * CHUNK
         size = cutlass.max(cutlass.min(CHUNK, num_tokens - first_token), 0)
-        if block == 0 and thread < LANES + 1:
+        if block == 0 and thread < COUNTERS:
             _store(counters + thread, Int32(0))
         arch.griddepcontrol_wait()
 

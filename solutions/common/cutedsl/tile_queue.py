@@ -1,10 +1,11 @@
 """Device-side scheduler of the ragged two-GEMM tile list.
 
 Tiles are numbered in one list: first GEMM1 for every expert, then GEMM2 for every expert. Within
-a GEMM the order is expert, token tile, weight tile, so blocks that run side by side read
-neighbouring weights. A block takes its first tile by its index and further ones from a counter in
-global memory: fast blocks take more. Since all GEMM1 tiles are handed out before any GEMM2 tile,
-waiting in a GEMM2 tile for the GEMM1 tiles of its expert cannot deadlock.
+GEMM1 the order is expert, token tile, weight tile, so blocks that run side by side read
+neighbouring weights. GEMM2 does the same with one group of weight tiles, then with the next: the
+columns of y become complete group by group. A block takes its first tile by its index and further
+ones from a counter in global memory: fast blocks take more. Since all GEMM1 tiles are handed out
+before any GEMM2 tile, waiting in a GEMM2 tile for the GEMM1 tiles of its expert cannot deadlock.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ GEMM1 = 0
 GEMM2 = 1
 END = -1
 
+COUNTERS = 64  # Int32 words in global memory, zero at first: the tiles handed out are the first one
 RECORD = 8  # Int32 words of a tile record in shared memory
 
 
@@ -73,7 +75,8 @@ class TileList:
 
     first, end: flat rows of the lane's expert; tiles: its token tiles; last: token tiles of
     experts 0..lane; total: token tiles of all experts. tile_rows: tokens of a tile; columns1,
-    columns2: weight tiles that a token tile meets in GEMM1 and in GEMM2.
+    columns2: weight tiles that a token tile meets in GEMM1 and in GEMM2; group: of columns2, taken
+    together.
     """
 
     first: Int32
@@ -84,10 +87,11 @@ class TileList:
     tile_rows: int
     columns1: int
     columns2: int
+    group: int
 
     @staticmethod
     def load(
-        offsets: cute.Tensor, experts: int, tile_rows: int, columns1: int, columns2: int
+        offsets: cute.Tensor, experts: int, tile_rows: int, columns1: int, columns2: int, group: int
     ) -> TileList:
         """From offsets int32 [experts + 1]; called by all lanes of a warp, experts <= 32."""
         lane = arch.lane_idx()
@@ -99,14 +103,17 @@ class TileList:
             below = arch.shuffle_sync_up(last, distance, mask_and_clamp=0)
             last = last + select(lane >= distance, below, 0)
         total = arch.shuffle_sync(last, 31)
-        return TileList(first, end, tiles, last, total, tile_rows, columns1, columns2)
+        return TileList(first, end, tiles, last, total, tile_rows, columns1, columns2, group)
 
     def tile(self, index: Int32) -> Tile:
         """Tile number `index`; called by all lanes of the warp."""
         tiles1 = self.total * self.columns1
         in_gemm2 = index >= tiles1
-        columns = select(in_gemm2, self.columns2, self.columns1)
         local = index - select(in_gemm2, tiles1, 0)
+        tiles2 = self.total * self.group  # of a group
+        group = select(in_gemm2, local // select(tiles2 > 0, tiles2, 1), 0)
+        local = local - group * tiles2
+        columns = select(in_gemm2, self.group, self.columns1)
         gemm = select(in_gemm2, GEMM2, GEMM1)
         gemm = select(index >= tiles1 + self.total * self.columns2, END, gemm)
         token_tile = local // columns
@@ -116,6 +123,5 @@ class TileList:
         row = arch.shuffle_sync(self.first, expert) + nth * self.tile_rows
         left = arch.shuffle_sync(self.end, expert) - row
         rows = select(left < self.tile_rows, left, self.tile_rows)
-        return Tile(
-            gemm, expert, local - token_tile * columns, row, rows, tiles * self.columns1
-        )
+        column = local - token_tile * columns + group * self.group
+        return Tile(gemm, expert, column, row, rows, tiles * self.columns1)
