@@ -43,9 +43,9 @@ def expected_tiles(counts, tile_rows, columns1, columns2, group):
     for gemm, columns in passes:
         for expert, count in enumerate(counts):
             tiles = -(-count // tile_rows)
-            for nth in range(tiles):
-                rows = min(tile_rows, count - nth * tile_rows)
-                for column in columns:
+            for column in columns:
+                for nth in range(tiles):
+                    rows = min(tile_rows, count - nth * tile_rows)
                     row = first[expert] + nth * tile_rows
                     yield gemm, expert, column, row, rows, tiles * columns1
 

@@ -1,8 +1,8 @@
 """Device-side scheduler of the ragged two-GEMM tile list.
 
 Tiles are numbered in one list: first GEMM1 for every expert, then GEMM2 for every expert. Within
-GEMM1 the order is expert, token tile, weight tile, so blocks that run side by side read
-neighbouring weights. GEMM2 does the same with one group of weight tiles, then with the next: the
+GEMM1 the order is expert, weight tile, token tile: blocks that run side by side read the same or
+neighbouring weights, so these come from memory once. GEMM2 does the same with one group of weight tiles, then with the next: the
 columns of y become complete group by group. A block takes its first tile by its index and further
 ones from a counter in global memory: fast blocks take more. Since all GEMM1 tiles are handed out
 before any GEMM2 tile, waiting in a GEMM2 tile for the GEMM1 tiles of its expert cannot deadlock.
@@ -116,12 +116,13 @@ class TileList:
         columns = select(in_gemm2, self.group, self.columns1)
         gemm = select(in_gemm2, GEMM2, GEMM1)
         gemm = select(index >= tiles1 + self.total * self.columns2, END, gemm)
-        token_tile = local // columns
-        expert = arch.popc(arch.vote_ballot_sync(self.last <= token_tile)) & 31
+        # the lanes whose experts end before the tile
+        expert = arch.popc(arch.vote_ballot_sync(self.last * columns <= local)) & 31
         tiles = arch.shuffle_sync(self.tiles, expert)
-        nth = token_tile - (arch.shuffle_sync(self.last, expert) - tiles)
-        row = arch.shuffle_sync(self.first, expert) + nth * self.tile_rows
+        local = local - (arch.shuffle_sync(self.last, expert) - tiles) * columns
+        column = local // select(tiles > 0, tiles, 1)
+        row = arch.shuffle_sync(self.first, expert) + (local - column * tiles) * self.tile_rows
         left = arch.shuffle_sync(self.end, expert) - row
         rows = select(left < self.tile_rows, left, self.tile_rows)
-        column = local - token_tile * columns + group * self.group
+        column = column + group * self.group
         return Tile(gemm, expert, column, row, rows, tiles * self.columns1)
