@@ -17,7 +17,7 @@ from toy_reference import real_definition
 from solutions.common.geometry import DEEPSEEK_V3_EP8
 
 pytest.importorskip("cutlass")
-from solutions.common.cutedsl import routing  # noqa: E402
+from solutions.common.cutedsl import routing, tile_queue  # noqa: E402
 
 reference_route = execute_reference(real_definition(ROOT))["route"]
 LANES = np.arange(32, dtype=np.int32)
@@ -64,6 +64,8 @@ def warp(monkeypatch):
     }
     for name, primitive in primitives.items():
         monkeypatch.setattr(routing, name, primitive)
+    for name in ("arch", "select"):
+        monkeypatch.setattr(tile_queue, name, primitives[name])
 
 
 def picks(ranking: torch.Tensor) -> set:

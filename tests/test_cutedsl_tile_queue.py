@@ -4,6 +4,8 @@ The device code runs here as it is: its warp primitives are replaced by NumPy ve
 array of 32 values is a register of a warp.
 """
 
+from dataclasses import fields
+
 import numpy as np
 import pytest
 
@@ -38,6 +40,7 @@ def warp(monkeypatch):
 def expected_tiles(counts, tile_rows, columns1, columns2, group):
     """Every tile once, in the documented order."""
     first = np.concatenate([[0], np.cumsum(counts)])
+    place = np.concatenate([[0], np.cumsum(-(-np.asarray(counts) // 64) * 64)])
     passes = [(GEMM1, range(columns1))]
     passes += [(GEMM2, range(start, start + group)) for start in range(0, columns2, group)]
     for gemm, columns in passes:
@@ -46,8 +49,9 @@ def expected_tiles(counts, tile_rows, columns1, columns2, group):
             for column in columns:
                 for nth in range(tiles):
                     rows = min(tile_rows, count - nth * tile_rows)
-                    row = first[expert] + nth * tile_rows
-                    yield gemm, expert, column, row, rows, tiles * columns1
+                    before = nth * tile_rows
+                    row, padded = first[expert] + before, place[expert] + before
+                    yield gemm, expert, column, row, padded, rows, tiles * columns1
 
 
 def listed_tiles(counts, tile_rows, columns1, columns2, group):
@@ -58,10 +62,7 @@ def listed_tiles(counts, tile_rows, columns1, columns2, group):
         tile = tiles.tile(np.int64(index))
         if tile.gemm == END:
             return
-        yield tuple(
-            int(v)
-            for v in (tile.gemm, tile.expert, tile.column, tile.row, tile.rows, tile.ready)
-        )
+        yield tuple(int(getattr(tile, field.name)) for field in fields(Tile))
         index += 1
 
 
@@ -81,9 +82,11 @@ def test_no_pairs_at_all(warp):
 
 @pytest.mark.parametrize("rows", range(1, 257))
 def test_shares_of_a_cluster(warp, rows):
-    tile = Tile(GEMM1, expert=3, column=5, row=1000, rows=np.int64(rows), ready=7)
+    tile = Tile(GEMM1, expert=3, column=5, row=1000, place=1024, rows=np.int64(rows), ready=7)
     first, second = (tile.share(np.int64(block), 2) for block in range(2))
     assert (first.row, second.row) == (1000, 1000 + first.rows)
+    assert first.place == 1024 and second.place % 64 == 0
+    assert second.rows == 0 or second.place == 1024 + first.rows
     assert first.rows + second.rows == rows and 0 <= second.rows <= first.rows <= 128
     # whole warpgroups of 64 rows, as many in one block as in the other or one more
     assert second.rows == 0 or first.rows % 64 == 0

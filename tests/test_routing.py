@@ -2,10 +2,7 @@
 
 import pytest
 import torch
-from bundle.oracle import execute_reference
-from bundle.paths import ROOT
-from layers import DEVICE
-from toy_reference import real_definition
+from layers import DEVICE, ROUTES
 
 from solutions.common import routing
 from solutions.common.geometry import DEEPSEEK_V3_EP8
@@ -13,7 +10,7 @@ from solutions.common.launch import Workspace
 from solutions.common.routing import max_rows, route, routing_buffers
 from solutions.torch_moe import main as torch_moe
 
-reference_route = execute_reference(real_definition(ROOT))["route"]
+reference_route = ROUTES[DEEPSEEK_V3_EP8]
 OFFSET, FACTOR = 96, 2.5
 
 

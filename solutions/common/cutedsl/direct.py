@@ -44,7 +44,7 @@ class DirectGemms(GatheredTokens):
     @cute.jit
     def consume(
         self, ring: Ring, queue: Ring, records, shared, thread: Int32, tiled_mma, row_weight,
-        act, act_scale, y, max_rows,
+        act, act_scale, y, act_rows,
     ):  # fmt: skip
         """Multiply, promote, and write every tile's result."""
         g, n, r, s = self.geometry, self.config.tokens, self.config.weight_rows, self.config.stages
@@ -75,7 +75,7 @@ class DirectGemms(GatheredTokens):
                         ring, shared, state, warp, tile, tiled_mma, a, b, final,
                         g.hidden_size // BLOCK, True,
                     )  # fmt: skip
-                    self.write_activation(result, warp, tile, final, act, act_scale, max_rows)
+                    self.write_activation(result, warp, tile, final, act, act_scale, act_rows)
                 else:
                     state = self.skip(ring, state, g.hidden_size // BLOCK)
             else:
@@ -105,16 +105,16 @@ class DirectGemms(GatheredTokens):
         blocks: cutlass.Constexpr, is_gemm1: cutlass.Constexpr,
     ):  # fmt: skip
         """final = sum over the tile's slots of (tokens @ weights^T) * scales."""
-        groups = 1 if is_gemm1 else self.groups2
+        n, groups = self.config.tokens, 1 if is_gemm1 else self.groups2
         k_atoms = BLOCK // 32 // groups
         part = cute.make_rmem_tensor((*final.shape[:2], 1), Float32)
         halves = self.config.weight_rows // BLOCK
-        row = tile.row % 4 + warp * WARP_ROWS + cute.arch.lane_idx() // 4
+        row = warp * WARP_ROWS + cute.arch.lane_idx() // 4
         final.fill(0.0)
         for _ in cutlass.range(blocks, unroll=1):
             ring.wait(state)
             weight_scale = shared.weight_scale.data_ptr() + state.index * 2
-            token_scale = shared.token_scale.data_ptr() + state.index * self.scale_pitch + row
+            token_scale = shared.token_scale.data_ptr() + state.index * (self.groups2 * n) + row
             for half in cutlass.range_constexpr(halves):
                 for q in cutlass.range_constexpr(groups):
                     warpgroup.fence()
@@ -130,7 +130,7 @@ class DirectGemms(GatheredTokens):
                     # scale of (row half, parity of j)
                     scales = [
                         [
-                            token_scale[q * self.scale_rows + 8 * i]
+                            token_scale[q * n + 8 * i]
                             * weight_scale[p if is_gemm1 else half]
                             for p in range(2)
                         ]
@@ -147,7 +147,7 @@ class DirectGemms(GatheredTokens):
         return state
 
     @cute.jit
-    def write_activation(self, result, warp: Int32, tile: Tile, final, act, act_scale, max_rows):
+    def write_activation(self, result, warp: Int32, tile: Tile, final, act, act_scale, act_rows):
         """SwiGLU, the scale of each token's columns, e4m3 and a coalesced store."""
         width = self.config.act_columns
         lane = cute.arch.lane_idx()
@@ -175,12 +175,13 @@ class DirectGemms(GatheredTokens):
                 for j in cutlass.range_constexpr(BLOCK // 16):
                     place = vector(target + half * 64 + j * 8, 2, 2)
                     cute.autovec_copy(codes[None, j, half], place)
-            if lane % 4 == 0 and row + 8 * i < tile.rows:
-                scales = act_scale + Int64(tile.column) * max_rows + tile.row
+            if lane % 4 == 0:
+                scales = act_scale + Int64(tile.column) * act_rows + tile.place
                 scales[row + 8 * i] = largest * (1.0 / E4M3_MAX)
         cute.arch.sync_warp()
-        target = act + Int64(tile.row) * self.geometry.intermediate_size + tile.column * width
-        self.store_rows(result, warp, tile, target, self.geometry.intermediate_size, width)
+        target = act + Int64(tile.place) * self.geometry.intermediate_size + tile.column * width
+        rows = Int32(self.config.tokens)  # with the padding of the warpgroup's block
+        self.store_rows(result, warp, rows, target, self.geometry.intermediate_size, width)
         cute.arch.fence_proxy("async.global")  # TMA will read the rows
 
     @cute.jit
@@ -206,14 +207,15 @@ class DirectGemms(GatheredTokens):
                 for j in cutlass.range_constexpr(columns // 8):
                     cute.autovec_copy(bits[None, j], vector(target + 8 * j, 2, 4))
             cute.arch.sync_warp()
-            self.store_rows(result, warp, tile, y + chunk * columns, h, columns)
+            self.store_rows(result, warp, tile.rows, y + chunk * columns, h, columns)
 
     @cute.jit
     def store_rows(
-        self, result, warp: Int32, tile: Tile, target, stride: cutlass.Constexpr,
+        self, result, warp: Int32, rows: Int32, target, stride: cutlass.Constexpr,
         width: cutlass.Constexpr,
     ):  # fmt: skip
-        """The warp's 16 rows of `width` elements from shared memory to target [*, stride]."""
+        """The warp's 16 rows of `width` elements, as far as the tile has `rows`, from shared memory
+        to target [*, stride]."""
         per_vector = 128 // result.dtype.width
         lanes = width // per_vector  # of a row
         pitch = ROW_PITCH * 8 // result.dtype.width
@@ -221,7 +223,7 @@ class DirectGemms(GatheredTokens):
         for p in cutlass.range_constexpr(WARP_ROWS * lanes // 32):
             row = lane // lanes + p * (32 // lanes)
             column = lane % lanes * per_vector
-            if warp * WARP_ROWS + row < tile.rows:
+            if warp * WARP_ROWS + row < rows:
                 cute.autovec_copy(
                     vector(result + row * pitch + column, per_vector, 16),
                     vector(

@@ -6,11 +6,14 @@ gather a token row for each of its 2I/R weight tiles copy it just once, to x, in
 flat list and far ahead of GEMM1. All warps of the block take part in the first rows, which the
 first tiles wait for.
 
-  x [max_rows, H] e4m3 follows act, and x_scale [H/128, max_rows] fp32 follows act_scale
+  x [act_rows, H] e4m3 follows act, and x_scale [H/128, act_rows] fp32 follows act_scale
+
+In these four tensors every expert is padded with zeros to blocks of 64 rows: TMA reads at aligned
+places, and multiplying zeros takes less power, which bounds the clock at this size. GEMM1 turns
+rows of zeros into rows of zeros.
 
 An expert's counter counts its gathered rows, then its finished GEMM1 tiles: a GEMM1 tile waits for
-the former, a GEMM2 tile for both. TMA reads at multiples of 16 bytes, so a slot's scales start up
-to three rows before the tile's; max_rows must be a multiple of 4.
+the former, a GEMM2 tile for both.
 """
 
 from __future__ import annotations
@@ -23,12 +26,11 @@ from cutlass.cute.nvgpu import cpasync
 from .combine import BUFFER_BYTES
 from .moe_gemms import BLOCK, QUEUE_SLOTS, TOKEN_WARPS, MoeGemms
 from .ring import Ring, consumer_state, producer_state
-from .tile_queue import END, GEMM1, GEMM2, Tile, select
+from .tile_queue import END, GEMM1, GEMM2, ROW_BLOCK, Tile, padded, select
 from .vectors import vector
 
-BOX_ROWS = 64  # token rows of a TMA box: a tile with fewer rows than its warpgroups loads less
 WARP_BYTES = 512  # that a warp copies with one instruction
-GROUP_COLUMNS = 1024
+GROUP_COLUMNS = 1024  # of y that are combined while the next are multiplied
 BATCH = 7  # instructions in flight of a gathering warp
 
 
@@ -53,91 +55,92 @@ class GatheredTokens(MoeGemms):
     def row_bytes(self) -> int:
         return TOKEN_WARPS * BUFFER_BYTES
 
-    @property
-    def scale_rows(self) -> int:
-        return self.config.tokens + 4
-
-    @property
-    def scale_pitch(self) -> int:
-        return -(-self.groups2 * self.scale_rows // 32) * 32
-
-    def token_loads(self, act, act_scale, max_rows) -> tuple:
+    def token_loads(self, act, act_scale, act_rows) -> tuple:
         """(atom, tensor) of x, act, x_scale and act_scale, one after the other."""
-        g, n = self.geometry, self.scale_rows
-        x, x_scale = self.gathered(act, act_scale, max_rows)
-        max_rows = cute.assume(max_rows, divby=4)
+        g, n = self.geometry, self.config.tokens
+        x, x_scale = self.gathered(act, act_scale, act_rows)
+        act_rows = cute.assume(act_rows, divby=4)
         load = cpasync.CopyBulkTensorTileG2SOp()
         box = cute.make_composed_layout(
-            cute.make_swizzle(3, 4, 3), 0, cute.make_layout((BOX_ROWS, BLOCK), stride=(BLOCK, 1))
+            cute.make_swizzle(3, 4, 3), 0, cute.make_layout((ROW_BLOCK, BLOCK), stride=(BLOCK, 1))
         )
         loads = []
         for tokens, width in ((x, g.hidden_size), (act, g.intermediate_size)):
             tensor = cute.make_tensor(
-                tokens, cute.make_layout((max_rows, width), stride=(width, 1))
+                tokens, cute.make_layout((act_rows, width), stride=(width, 1))
             )
-            loads += cpasync.make_tiled_tma_atom(load, tensor, box, (BOX_ROWS, BLOCK))
+            loads += cpasync.make_tiled_tma_atom(load, tensor, box, (ROW_BLOCK, BLOCK))
         for scales, rows, groups in (
             (x_scale, g.hidden_size // BLOCK, 1),
             (act_scale, g.intermediate_size // self.config.act_columns, self.groups2),
         ):
             tensor = cute.make_tensor(
-                scales, cute.make_layout((max_rows, rows), stride=(1, max_rows))
+                scales, cute.make_layout((act_rows, rows), stride=(1, act_rows))
             )
             loads += cpasync.make_tiled_tma_atom(
                 load, tensor, cute.make_layout((n, groups)), (n, groups)
             )
         return tuple(loads)
 
-    def gathered(self, act, act_scale, max_rows) -> tuple[cute.Pointer, cute.Pointer]:
+    def gathered(self, act, act_scale, act_rows) -> tuple[cute.Pointer, cute.Pointer]:
         """x and x_scale."""
         i = self.geometry.intermediate_size
         groups = i // self.config.act_columns
-        return act + Int64(max_rows) * i, act_scale + Int64(max_rows) * groups
+        return act + Int64(act_rows) * i, act_scale + Int64(act_rows) * groups
 
     # ------------------------------------------------------------------------------------ gather
 
     @cute.jit
     def prepare(
         self, warp: Int32, hidden, hidden_scale, offsets, row_token, act, act_scale, counters,
-        num_tokens, max_rows,
+        num_tokens, act_rows,
     ):  # fmt: skip
         """Gather the first rows, one per warp of the grid."""
         block, _, _ = cute.arch.block_idx()
         warps = self.threads // 32
         self.gather(
             block * warps + warp, Int32(self.num_sms * warps), Int32(self.num_sms * warps), hidden,
-            hidden_scale, offsets, row_token, act, act_scale, counters, num_tokens, max_rows,
+            hidden_scale, offsets, row_token, act, act_scale, counters, num_tokens, act_rows,
         )  # fmt: skip
 
     @cute.jit
     def gather(
         self, first: Int32, step: Int32, end: Int32, hidden, hidden_scale, offsets, row_token, act,
-        act_scale, counters, num_tokens, max_rows,
+        act_scale, counters, num_tokens, act_rows,
     ):  # fmt: skip
-        """Copy rows first, first + step, ... before `end` and their scales, one after the other."""
+        """Copy padded rows first, first + step, ... before `end` and their scales, one by one."""
         g = self.geometry
         h, experts, blocks = g.hidden_size, g.num_local_experts, g.hidden_size // BLOCK
         lane = cute.arch.lane_idx()
-        x, x_scale = self.gathered(act, act_scale, max_rows)
-        end = cutlass.min(end, offsets[experts])
-        last_row = offsets[1 + cutlass.min(lane, experts - 1)]  # behind the last of expert `lane`
-        for row in cutlass.range(first, end, step, unroll=1):
-            token = row_token[row]
-            expert = cute.arch.popc(cute.arch.vote_ballot_sync(last_row <= row and lane < experts))
+        x, x_scale = self.gathered(act, act_scale, act_rows)
+        tiles = self.tile_list(offsets)
+        end = cutlass.min(end, cute.arch.shuffle_sync(tiles.place_end, 31))
+        for place in cutlass.range(first, end, step, unroll=1):
+            ends_before = tiles.place_end <= place and lane < experts
+            expert = cute.arch.popc(cute.arch.vote_ballot_sync(ends_before))
+            row = place - cute.arch.shuffle_sync(tiles.place - tiles.first, expert)
+            valid = row < cute.arch.shuffle_sync(tiles.end, expert)
+            token = Int32(0)
+            if valid:
+                token = row_token[row]
             source = hidden + (Int64(token) * h + lane * 16)
-            target = x + (Int64(row) * h + lane * 16)
+            target = x + (Int64(place) * h + lane * 16)
             for start in cutlass.range_constexpr(0, h, WARP_BYTES * BATCH):
-                batch = cute.make_rmem_tensor((16, BATCH), Float8E4M3FN)
-                for c in cutlass.range_constexpr(BATCH):
-                    part = vector(source + (start + c * WARP_BYTES), 16, 16)
-                    cute.autovec_copy(part, batch[None, c])
+                words = cute.make_rmem_tensor((4, BATCH), Int32)
+                words.fill(0)
+                batch = cute.recast_tensor(words, Float8E4M3FN)
+                if valid:
+                    for c in cutlass.range_constexpr(BATCH):
+                        part = vector(source + (start + c * WARP_BYTES), 16, 16)
+                        cute.autovec_copy(part, batch[None, c])
                 for c in cutlass.range_constexpr(BATCH):
                     part = vector(target + (start + c * WARP_BYTES), 16, 16)
                     cute.autovec_copy(batch[None, c], part)
             for p in cutlass.range_constexpr(cute.ceil_div(blocks, 32)):
                 k = lane + 32 * p
                 if k < blocks:
-                    x_scale[Int64(k) * max_rows + row] = hidden_scale[k * num_tokens + token]
+                    scale = hidden_scale[k * num_tokens + token]
+                    x_scale[Int64(k) * act_rows + place] = scale
             cute.arch.fence_proxy("async.global")  # TMA will read the row
             cute.arch.sync_warp()
             self.raise_counter(counters, expert + 1)
@@ -148,7 +151,7 @@ class GatheredTokens(MoeGemms):
     def produce(
         self, ring: Ring, queue: Ring, records, shared, thread: Int32, tma1, tma1_tensor, tma2,
         tma2_tensor, token_loads, hidden, hidden_scale, w1_scale, w2_scale, offsets, row_token,
-        act, act_scale, y, token_rows, output, counters, num_tokens, max_rows,
+        act, act_scale, y, token_rows, output, counters, num_tokens, act_rows,
     ):  # fmt: skip
         """Warp 0 fills the ring; the others gather, then combine all but the last group of y."""
         if thread < 32:
@@ -161,8 +164,8 @@ class GatheredTokens(MoeGemms):
             worker = block * TOKEN_WARPS + thread // 32 - 1
             done = self.num_sms * (self.threads // 32)  # by `prepare`
             self.gather(
-                done + worker, Int32(self.num_sms * TOKEN_WARPS), max_rows, hidden, hidden_scale,
-                offsets, row_token, act, act_scale, counters, num_tokens, max_rows,
+                done + worker, Int32(self.num_sms * TOKEN_WARPS), act_rows, hidden, hidden_scale,
+                offsets, row_token, act, act_scale, counters, num_tokens, act_rows,
             )  # fmt: skip
             self.combine_rows(
                 worker, self.num_sms * TOKEN_WARPS, (0, self.combine.groups - 1),
@@ -183,11 +186,8 @@ class GatheredTokens(MoeGemms):
         tile = self.next_tile(queue, records, tile_state)
         tile_state.advance()
         while tile.gemm != END:
-            expected = (
-                offsets[tile.expert + 1]
-                - offsets[tile.expert]
-                + select(tile.gemm == GEMM2, tile.ready * self.config.cluster, 0)
-            )
+            expected = padded(offsets[tile.expert + 1] - offsets[tile.expert])
+            expected += select(tile.gemm == GEMM2, tile.ready * self.config.cluster, 0)
             while (
                 cute.arch.load(counters + 1 + tile.expert, Int32, sem="acquire", scope="gpu")
                 < expected
@@ -226,21 +226,19 @@ class GatheredTokens(MoeGemms):
         tma_scales, scales = scale_load
         token_slots = shared.tokens.get_tensor(
             cute.make_layout(
-                (BOX_ROWS, BLOCK, n // BOX_ROWS, s),
-                stride=(BLOCK, 1, BOX_ROWS * BLOCK, n * BLOCK),
+                (ROW_BLOCK, BLOCK, n // ROW_BLOCK, s),
+                stride=(BLOCK, 1, ROW_BLOCK * BLOCK, n * BLOCK),
             ),
             swizzle=cute.make_swizzle(3, 4, 3),
         )
         scale_slots = shared.token_scale.get_tensor(
-            cute.make_layout(
-                (self.scale_rows, groups, s), stride=(1, self.scale_rows, self.scale_pitch)
-            )
+            cute.make_layout((n, groups, s), stride=(1, n, self.groups2 * n))
         )
         tokens = cute.local_tile(
-            cute.domain_offset((tile.row, 0), tokens), (BOX_ROWS, BLOCK), (None, None)
+            cute.domain_offset((tile.place, 0), tokens), (ROW_BLOCK, BLOCK), (None, None)
         )
         scales = cute.local_tile(
-            cute.domain_offset((tile.row // 4 * 4, 0), scales), (self.scale_rows, groups), (0, None)
+            cute.domain_offset((tile.place, 0), scales), (n, groups), (0, None)
         )
         single = cute.make_layout(1)
         token_slots, tokens = cpasync.tma_partition(
@@ -254,9 +252,9 @@ class GatheredTokens(MoeGemms):
         copy4 = cute.make_copy_atom(cpasync.CopyG2SOp(), Float32, num_bits_per_copy=32)
         lane = cute.arch.lane_idx()
         weight_scale = weight_scale + lane % 2 * to_second
-        boxes = (tile.rows + (BOX_ROWS - 1)) // BOX_ROWS
-        expected = BLOCK * (self.config.weight_rows + boxes * BOX_ROWS)
-        expected += 4 * self.scale_rows * groups
+        boxes = (tile.rows + (ROW_BLOCK - 1)) // ROW_BLOCK
+        expected = BLOCK * (self.config.weight_rows + boxes * ROW_BLOCK)
+        expected += 4 * n * groups
         everyone = Int16(2**self.config.cluster - 1)
         for k in cutlass.range(width // BLOCK, unroll=1):
             ring.acquire(state)
@@ -271,7 +269,7 @@ class GatheredTokens(MoeGemms):
                 tma_weights, weights[None, k], weight_slots[None, self.rank(), state.index],
                 tma_bar_ptr=barrier, mcast_mask=everyone,
             )  # fmt: skip
-            for b in cutlass.range_constexpr(n // BOX_ROWS):
+            for b in cutlass.range_constexpr(n // ROW_BLOCK):
                 if b < boxes:
                     cute.copy(
                         tma_tokens, tokens[None, b, k], token_slots[None, b, state.index],

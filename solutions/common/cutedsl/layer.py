@@ -16,6 +16,7 @@ from .config import GemmConfig, config_for
 from .direct import DirectGemms
 from .routing import RoutePermute, routing_buffers
 from .swap_ab import SwapAbGemms
+from .tile_queue import ROW_BLOCK
 
 
 class MoeLayer:
@@ -30,6 +31,7 @@ class MoeLayer:
     def __init__(self, geometry: Geometry, config: GemmConfig, num_sms: int):
         kernel = SwapAbGemms if config.swap_ab else DirectGemms
         self.geometry = geometry
+        self.config = config
         self.routing = RoutePermute(geometry)
         self.gemms = kernel(geometry, config, num_sms)
 
@@ -68,7 +70,7 @@ class MoeLayer:
         self.gemms(
             hidden, hidden_scale, w1, w1_scale, w2, w2_scale, expert_offsets, row_token,
             row_weight, act, act_scale, y, token_rows, output, counters, num_tokens,
-            num_tokens * max_rows(self.geometry, 1), stream,
+            act_rows(self.geometry, self.config, num_tokens), stream,
         )  # fmt: skip
 
     def compile(self, *decorators, options: str = ""):
@@ -99,16 +101,22 @@ def compiled_layer(geometry: Geometry, num_tokens: int, device: int):
     return _compiled(geometry, config_for(num_tokens), device)
 
 
+def act_rows(geometry: Geometry, config: GemmConfig, num_tokens):
+    """Rows of act: without swap_ab every expert is padded to whole blocks (`gathered_tokens`)."""
+    padding = 0 if config.swap_ab else geometry.num_local_experts * ROW_BLOCK
+    return num_tokens * max_rows(geometry, 1) + padding
+
+
 def layer_buffers(geometry: Geometry, num_tokens: int) -> tuple:
     """Scratch of a call, for a Workspace: act and act_scale (and where they exist x and x_scale
     behind them, see `gathered_tokens`), y, then the routing's."""
-    rows, h, i = max_rows(geometry, num_tokens), geometry.hidden_size, geometry.intermediate_size
+    h, i = geometry.hidden_size, geometry.intermediate_size
     config = config_for(num_tokens)
-    groups = i // config.act_columns
+    rows = act_rows(geometry, config, num_tokens)
     x, x_scale = (0, 0) if config.swap_ab else (h, h // 128)
     return (
         (torch.float8_e4m3fn, rows * (i + x)),
-        (torch.float32, groups + x_scale, rows),
-        (torch.bfloat16, rows, h),
+        (torch.float32, i // config.act_columns + x_scale, rows),
+        (torch.bfloat16, max_rows(geometry, num_tokens), h),
         *routing_buffers(geometry, num_tokens),
     )

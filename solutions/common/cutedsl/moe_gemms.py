@@ -22,7 +22,7 @@ Global tensors (row-major, last dimension fastest):
   w1 [E, 2I, H] e4m3            w1_scale [E, 2I/128, H/128] fp32     (rows 0..I-1 up, I..2I-1 gate)
   w2 [E, H, I] e4m3             w2_scale [E, H/128, I/128] fp32
   expert_offsets [E + 1] int32  row_token [max_rows] int32           row_weight [max_rows] fp32
-  act [max_rows, I] e4m3        act_scale [2I/R, max_rows] fp32      (scratch)
+  act [act_rows, I] e4m3        act_scale [2I/R, act_rows] fp32      (scratch)
   y [max_rows, H] bf16          (scratch: rows times row_weight)
   token_rows [T, top_k] int32   output [T, H] bf16                   (see `combine`)
   counters [COUNTERS] int32     (zero on entry: tiles handed out; per expert, finished GEMM1 tiles
@@ -92,17 +92,7 @@ class MoeGemms:
         self.queue_readers = 1 + TOKEN_WARPS  # warps of the producer warpgroup
         self.slot_arrivals = 1 + 32 * TOKEN_WARPS  # that fill a slot
 
-    @property
-    def scale_rows(self) -> int:
-        """Token scales of a group of columns in a slot."""
-        return self.config.tokens
-
-    @property
-    def scale_pitch(self) -> int:
-        """Token scales from one slot to the next."""
-        return self.groups2 * self.scale_rows
-
-    def token_loads(self, act, act_scale, max_rows) -> tuple:
+    def token_loads(self, act, act_scale, act_rows) -> tuple:
         """TMA atoms and tensors of the tokens, where TMA loads them."""
         return ()
 
@@ -154,7 +144,7 @@ class MoeGemms:
         output: cute.Pointer,
         counters: cute.Pointer,
         num_tokens: Int32,
-        max_rows: Int32,
+        act_rows: Int32,
         stream: cuda.CUstream,
     ):
         g, n, r, s = self.geometry, self.config.tokens, self.config.weight_rows, self.config.stages
@@ -187,7 +177,9 @@ class MoeGemms:
             queue: cute.struct.MemRange[Int64, 2 * QUEUE_SLOTS]
             tiles: cute.struct.Align[cute.struct.MemRange[Int32, RECORD * QUEUE_SLOTS], 16]
             weight_scale: cute.struct.MemRange[Float32, 2 * s]
-            token_scale: cute.struct.Align[cute.struct.MemRange[Float32, self.scale_pitch * s], 128]
+            token_scale: cute.struct.Align[
+                cute.struct.MemRange[Float32, self.groups2 * n * s], 128
+            ]
             weights: cute.struct.Align[cute.struct.MemRange[Float8E4M3FN, BLOCK * r * s], 1024]
             tokens: cute.struct.Align[cute.struct.MemRange[Float8E4M3FN, BLOCK * n * s], 1024]
             result: cute.struct.Align[cute.struct.MemRange[BFloat16, self.result_bytes // 2], 1024]
@@ -197,7 +189,7 @@ class MoeGemms:
         self.kernel(
             tma1, tma1_tensor, tma2, tma2_tensor, tiled_mma, hidden, hidden_scale, w1_scale,
             w2_scale, expert_offsets, row_token, row_weight, act, act_scale, y, token_rows, output,
-            counters, num_tokens, max_rows, self.token_loads(act, act_scale, max_rows),
+            counters, num_tokens, act_rows, self.token_loads(act, act_scale, act_rows),
         ).launch(
             grid=(self.num_sms, 1, 1), cluster=(self.config.cluster, 1, 1),
             block=(self.threads, 1, 1), min_blocks_per_mp=1, stream=stream, use_pdl=True,
@@ -225,7 +217,7 @@ class MoeGemms:
         output: cute.Pointer,
         counters: cute.Pointer,
         num_tokens: Int32,
-        max_rows: Int32,
+        act_rows: Int32,
         token_loads: tuple,
     ):
         s = self.config.stages
@@ -258,7 +250,7 @@ class MoeGemms:
         cute.arch.griddepcontrol_wait()
         self.prepare(
             warp, hidden, hidden_scale, expert_offsets, row_token, act, act_scale, counters,
-            num_tokens, max_rows,
+            num_tokens, act_rows,
         )  # fmt: skip
 
         if warp < 4:
@@ -269,7 +261,7 @@ class MoeGemms:
                     ring, queue, records, shared, thread, tma1, tma1_tensor, tma2, tma2_tensor,
                     token_loads, hidden, hidden_scale, w1_scale, w2_scale, expert_offsets,
                     row_token, act, act_scale, y, token_rows, output, counters, num_tokens,
-                    max_rows,
+                    act_rows,
                 )  # fmt: skip
             elif rank == 0:
                 self.schedule(queue, records, expert_offsets, counters)
@@ -280,7 +272,7 @@ class MoeGemms:
                 cute.arch.setmaxregister_increase(CONSUMER_REGISTERS)
             self.consume(
                 ring, queue, records, shared, thread - 128, tiled_mma, row_weight, act,
-                act_scale, y, max_rows,
+                act_scale, y, act_rows,
             )  # fmt: skip
             # the ring is empty, and its memory free once all consumers have left it
             NamedBarrier(COMBINE_BARRIER, self.consumer_threads).arrive_and_wait()
@@ -314,7 +306,7 @@ class MoeGemms:
     @cute.jit
     def prepare(
         self, warp: Int32, hidden, hidden_scale, offsets, row_token, act, act_scale, counters,
-        num_tokens, max_rows,
+        num_tokens, act_rows,
     ):  # fmt: skip
         """What all warps do once the routing is there."""
 
@@ -322,7 +314,7 @@ class MoeGemms:
     def produce(
         self, ring: Ring, queue: Ring, records, shared, thread: Int32, tma1, tma1_tensor, tma2,
         tma2_tensor, token_loads, hidden, hidden_scale, w1_scale, w2_scale, offsets, row_token,
-        act, act_scale, y, token_rows, output, counters, num_tokens, max_rows,
+        act, act_scale, y, token_rows, output, counters, num_tokens, act_rows,
     ):  # fmt: skip
         """Warps 0 to TOKEN_WARPS: fill the ring."""
         if thread < 32:
@@ -330,7 +322,7 @@ class MoeGemms:
         else:
             self.load_tokens(
                 ring, queue, records, shared, thread - 32, hidden, hidden_scale, w1_scale,
-                w2_scale, row_token, act, act_scale, counters, num_tokens, max_rows,
+                w2_scale, row_token, act, act_scale, counters, num_tokens, act_rows,
             )  # fmt: skip
 
     @cute.jit
@@ -534,7 +526,7 @@ class MoeGemms:
     @cute.jit
     def load_tokens(
         self, ring: Ring, queue: Ring, records, shared, thread: Int32, hidden, hidden_scale,
-        w1_scale, w2_scale, row_token, act, act_scale, counters, num_tokens, max_rows,
+        w1_scale, w2_scale, row_token, act, act_scale, counters, num_tokens, act_rows,
     ):  # fmt: skip
         """Gather token rows and their scales into the ring, GEMM2's once its expert is ready."""
         g, s = self.geometry, self.config.stages
@@ -559,7 +551,7 @@ class MoeGemms:
                 first = w2_scale + (tile.expert * (h // BLOCK) + tile.column * rows) * blocks
                 state = self.load_token_tile(
                     ring, shared, thread, state, tile, row_token, act, i, act_scale,
-                    max_rows, first, first + (rows - 1) * blocks, False,
+                    act_rows, first, first + (rows - 1) * blocks, False,
                 )  # fmt: skip
             tile = self.next_tile(queue, records, tile_state)
             tile_state.advance()

@@ -36,7 +36,7 @@ from cutlass.utils import SmemAllocator
 
 from ..geometry import Geometry
 from ..routing import max_rows
-from .tile_queue import COUNTERS, select
+from .tile_queue import COUNTERS, select, sum_up_to_lane
 from .vectors import vector
 
 LANES = 32
@@ -234,15 +234,6 @@ def rows_of(mask: Int32, word: Int32, first_row: Int32) -> list:
         rows.append(select(mask != 0, row, -1))
         mask = mask ^ lowest
     return rows
-
-
-def sum_up_to_lane(value: Int32) -> Int32:
-    """Sum over lanes 0..lane."""
-    lane = arch.lane_idx()
-    for distance in (1, 2, 4, 8, 16):
-        below = arch.shuffle_sync_up(value, distance, mask_and_clamp=0)
-        value = value + select(lane >= distance, below, 0)
-    return value
 
 
 # ------------------------------------------------------------------------------------------ kernels

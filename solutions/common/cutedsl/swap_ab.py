@@ -42,7 +42,7 @@ class SwapAbGemms(MoeGemms):
     @cute.jit
     def consume(
         self, ring: Ring, queue: Ring, records, shared, thread: Int32, tiled_mma, row_weight,
-        act, act_scale, y, max_rows,
+        act, act_scale, y, act_rows,
     ):  # fmt: skip
         """Multiply, promote, and write every tile's result."""
         g, n, s = self.geometry, self.config.tokens, self.config.stages
@@ -74,7 +74,7 @@ class SwapAbGemms(MoeGemms):
                     ring, shared, state, tiled_mma, a, b, final, g.hidden_size // BLOCK, 1
                 )
                 self.write_activation(
-                    result, maxima, thread, tile, final, barrier, act, act_scale, max_rows
+                    result, maxima, thread, tile, final, barrier, act, act_scale, act_rows
                 )
             else:
                 state = self.multiply(
@@ -164,7 +164,7 @@ class SwapAbGemms(MoeGemms):
 
     @cute.jit
     def write_activation(
-        self, result, maxima, thread: Int32, tile: Tile, final, barrier, act, act_scale, max_rows
+        self, result, maxima, thread: Int32, tile: Tile, final, barrier, act, act_scale, act_rows
     ):
         """SwiGLU, the scale of each token's columns, e4m3 and a coalesced store."""
         n, width = self.config.tokens, self.config.act_columns
@@ -204,7 +204,7 @@ class SwapAbGemms(MoeGemms):
                     quantised[column + 32 * m, 8 * j + 2 * (lane % 4) + c] = codes[c, j, m]
         if thread < tile.rows:
             scale = self.token_maximum(maxima, thread) * (1.0 / E4M3_MAX)
-            (act_scale + Int64(tile.column) * max_rows + tile.row)[thread] = scale
+            (act_scale + Int64(tile.column) * act_rows + tile.row)[thread] = scale
         barrier.arrive_and_wait()
         chunks = width // 16
         for p in cutlass.range_constexpr(cute.ceil_div(n * chunks, self.consumer_threads)):

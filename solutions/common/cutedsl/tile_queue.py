@@ -2,10 +2,11 @@
 
 Tiles are numbered in one list: first GEMM1 for every expert, then GEMM2 for every expert. Within
 GEMM1 the order is expert, weight tile, token tile: blocks that run side by side read the same or
-neighbouring weights, so these come from memory once. GEMM2 does the same with one group of weight tiles, then with the next: the
-columns of y become complete group by group. A block takes its first tile by its index and further
-ones from a counter in global memory: fast blocks take more. Since all GEMM1 tiles are handed out
-before any GEMM2 tile, waiting in a GEMM2 tile for the GEMM1 tiles of its expert cannot deadlock.
+neighbouring weights, so these come from memory once. GEMM2 does the same with one group of weight
+tiles, then with the next: the columns of y become complete group by group. A block takes its first
+tile by its index and further ones from a counter in global memory: fast blocks take more. Since all
+GEMM1 tiles are handed out before any GEMM2 tile, waiting in a GEMM2 tile for the GEMM1 tiles of its
+expert cannot deadlock.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ GEMM2 = 1
 END = -1
 
 COUNTERS = 64  # Int32 words in global memory, zero at first: the tiles handed out are the first one
+ROW_BLOCK = 64  # rows that wgmma multiplies at least, with tokens on its M side
 RECORD = 8  # Int32 words of a tile record in shared memory
 
 
@@ -30,15 +32,31 @@ def select(condition, yes, no) -> Int32:
     return Int32(cutlass.select_(condition, Int32(yes), Int32(no)))
 
 
+def sum_up_to_lane(value: Int32) -> Int32:
+    """Sum over lanes 0..lane."""
+    lane = arch.lane_idx()
+    for distance in (1, 2, 4, 8, 16):
+        below = arch.shuffle_sync_up(value, distance, mask_and_clamp=0)
+        value = value + select(lane >= distance, below, 0)
+    return value
+
+
+def padded(rows: Int32) -> Int32:
+    """Rows of an expert whose rows are padded to whole blocks."""
+    return (rows + (ROW_BLOCK - 1)) // ROW_BLOCK * ROW_BLOCK
+
+
 @dataclass(frozen=True)
 class Tile:
     """One unit of work. gemm: GEMM1, GEMM2 or END; expert; column: weight tile; row: first flat
-    row; rows: valid rows (at most the tile's); ready: GEMM1 tiles of the expert."""
+    row; place: the same row where experts are padded to whole blocks; rows: valid rows (at most
+    the tile's); ready: GEMM1 tiles of the expert."""
 
     gemm: Int32
     expert: Int32
     column: Int32
     row: Int32
+    place: Int32
     rows: Int32
     ready: Int32
 
@@ -47,12 +65,13 @@ class Tile:
             words[i] = getattr(self, field.name)
 
     def share(self, block: Int32, blocks: int) -> Tile:
-        """The rows that one of a cluster's blocks takes: as even as multiples of 64 allow."""
-        most = (self.rows + (64 * blocks - 1)) // (64 * blocks) * 64
-        first = block * most
-        first = select(first < self.rows, first, self.rows)
+        """The rows that one of a cluster's blocks takes: as even as whole blocks of rows allow."""
+        most = (self.rows + (ROW_BLOCK * blocks - 1)) // (ROW_BLOCK * blocks) * ROW_BLOCK
+        place = self.place + block * most  # also without rows at a block's start, where TMA reads
+        first = select(block * most < self.rows, block * most, self.rows)
         left = self.rows - first
-        return replace(self, row=self.row + first, rows=select(left < most, left, most))
+        rows = select(left < most, left, most)
+        return replace(self, row=self.row + first, place=place, rows=rows)
 
     def send(self, words: cute.Pointer, barrier: cute.Pointer, block: Int32) -> None:
         """Write the record in a block of the cluster and fill its barrier; addresses are those
@@ -73,7 +92,8 @@ class Tile:
 class TileList:
     """The tile list of one launch, spread over the lanes of a warp: lane e knows expert e.
 
-    first, end: flat rows of the lane's expert; tiles: its token tiles; last: token tiles of
+    first, end: flat rows of the lane's expert; place: its first row where experts are padded to
+    whole blocks, place_end: behind its last; tiles: its token tiles; last: token tiles of
     experts 0..lane; total: token tiles of all experts. tile_rows: tokens of a tile; columns1,
     columns2: weight tiles that a token tile meets in GEMM1 and in GEMM2; group: of columns2, taken
     together.
@@ -81,6 +101,8 @@ class TileList:
 
     first: Int32
     end: Int32
+    place: Int32
+    place_end: Int32
     tiles: Int32
     last: Int32
     total: Int32
@@ -97,13 +119,14 @@ class TileList:
         lane = arch.lane_idx()
         expert = select(lane < experts, lane, experts - 1)
         first, end = offsets[expert], offsets[expert + 1]
-        tiles = select(lane < experts, (end - first + (tile_rows - 1)) // tile_rows, 0)
-        last = tiles
-        for distance in (1, 2, 4, 8, 16):
-            below = arch.shuffle_sync_up(last, distance, mask_and_clamp=0)
-            last = last + select(lane >= distance, below, 0)
-        total = arch.shuffle_sync(last, 31)
-        return TileList(first, end, tiles, last, total, tile_rows, columns1, columns2, group)
+        rows = select(lane < experts, end - first, 0)
+        place_end = sum_up_to_lane(padded(rows))
+        tiles = (rows + (tile_rows - 1)) // tile_rows
+        last = sum_up_to_lane(tiles)
+        return TileList(
+            first, end, place_end - padded(rows), place_end, tiles, last,
+            arch.shuffle_sync(last, 31), tile_rows, columns1, columns2, group,
+        )  # fmt: skip
 
     def tile(self, index: Int32) -> Tile:
         """Tile number `index`; called by all lanes of the warp."""
@@ -121,8 +144,10 @@ class TileList:
         tiles = arch.shuffle_sync(self.tiles, expert)
         local = local - (arch.shuffle_sync(self.last, expert) - tiles) * columns
         column = local // select(tiles > 0, tiles, 1)
-        row = arch.shuffle_sync(self.first, expert) + (local - column * tiles) * self.tile_rows
+        before = (local - column * tiles) * self.tile_rows
+        row = arch.shuffle_sync(self.first, expert) + before
+        place = arch.shuffle_sync(self.place, expert) + before
         left = arch.shuffle_sync(self.end, expert) - row
         rows = select(left < self.tile_rows, left, self.tile_rows)
         column = column + group * self.group
-        return Tile(gemm, expert, column, row, rows, tiles * self.columns1)
+        return Tile(gemm, expert, column, row, place, rows, tiles * self.columns1)
