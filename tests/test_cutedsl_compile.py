@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from bundle.paths import ROOT
 
-from solutions.common.cutedsl.config import TABLE
+from solutions.common.cutedsl.config import TABLE, GemmConfig
 
 pytest.importorskip("cutlass")
 
@@ -49,3 +49,8 @@ def test_instructions(kernels):
         assert "LDL" not in count and "STL" not in count, kernel
         # one wait per wgmma instead of one per chain: the compiler serialised them
         assert count["QGMMA"] >= 2 * count["WARPGROUP.DEPBAR"] > 0, kernel
+
+
+def test_weight_rows_of_a_warpgroup():
+    with pytest.raises(ValueError, match="weight_rows must be 128 .* one warpgroup, got 256"):
+        GemmConfig(swap_ab=True, tokens=80, weight_rows=256, warpgroups=1, stages=4)

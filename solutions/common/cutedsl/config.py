@@ -35,8 +35,10 @@ class GemmConfig:
             raise ValueError(f"cluster must be 1 or 2, got {self.cluster}")
         if self.swap_ab and self.cluster != 1:
             raise ValueError(f"cluster must be 1 with swap_ab, got {self.cluster}")
-        if self.swap_ab and self.weight_rows != 128:
-            raise ValueError(f"weight_rows must be 128 with swap_ab, got {self.weight_rows}")
+        if self.swap_ab and self.weight_rows > 128 * self.warpgroups:
+            raise ValueError(
+                f"weight_rows must be 128 with swap_ab and one warpgroup, got {self.weight_rows}"
+            )
         if not self.swap_ab and self.tokens != 64 * self.warpgroups:
             raise ValueError(
                 f"tokens must be 64 per warpgroup without swap_ab, got {self.tokens} "
@@ -50,12 +52,15 @@ class GemmConfig:
 
 
 # Measured on an H200: the first row whose max_tokens covers the call. An expert of T tokens gets
-# T/32 rows on average. While reading the weights is the bound, the smallest tile that takes an
-# expert's rows at once is best; beyond, 256 weight rows per tile and weights shared by two blocks
-# save traffic from L2, and with it the power that limits the clock.
+# T/32 rows on average and, where the routing prefers some, up to three times as many. While reading
+# the weights is the bound, the smallest tile that takes an expert's rows at once is best: a second
+# token tile reads all of its weights again. With more rows, 256 weight rows per tile halve the
+# token traffic from L2; beyond, tokens by TMA and weights shared by two blocks save more of it, and
+# with it the power that limits the clock.
 TABLE = (
     (128, GemmConfig(swap_ab=True, tokens=16, weight_rows=128, warpgroups=1, stages=12)),
-    (1024, GemmConfig(swap_ab=True, tokens=64, weight_rows=128, warpgroups=2, stages=8)),
+    (512, GemmConfig(swap_ab=True, tokens=48, weight_rows=128, warpgroups=2, stages=9)),
+    (1024, GemmConfig(swap_ab=True, tokens=80, weight_rows=256, warpgroups=2, stages=4)),
     (2048, GemmConfig(swap_ab=False, tokens=128, weight_rows=128, warpgroups=2, stages=6)),
     (
         float("inf"),

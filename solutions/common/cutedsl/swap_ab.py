@@ -3,10 +3,11 @@
 No padded row is multiplied beyond the next multiple of 8 tokens, so the tensor cores keep up with
 the weight stream. In the accumulator, thread `lane` of a warp owns rows r and r + 8 of every 16
 weight rows, r = lane / 4, and tokens 8 j + 2 (lane % 4) + c: element ((c, row half, j), atom, 0).
-In GEMM1 the two row halves are up and gate of activation column 8 * warp + r (+ 32 * atom).
+In GEMM1 the two row halves are up and gate of activation column 8 * warp + r, and of the column
+32 further on per warpgroup in the next atom.
 
-Registers of a consumer with N tokens and one or two warpgroups: N (N/2) fp32 sums, twice that for
-partial sums, and about 50 more.
+Registers of a consumer with N tokens, R weight rows and W warpgroups: R * N / (128 * W) fp32 sums,
+N / W * 2 for partial sums, and about 50 more.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ class SwapAbGemms(MoeGemms):
 
     @property
     def result_bytes(self) -> int:
-        # bf16 [N, 128] or e4m3 [N, 64] with padded rows, and the maxima of every warp
-        return (2 * (BLOCK + 8) + 4 * 4 * self.config.warpgroups) * self.config.tokens
+        # bf16 [N, R] or e4m3 [N, R/2] with padded rows, and the maxima of every warp
+        row = 2 * (self.config.weight_rows + 8) + 4 * 4 * self.config.warpgroups
+        return row * self.config.tokens
 
     @property
     def mma_shape(self) -> tuple[int, int]:
@@ -45,10 +47,11 @@ class SwapAbGemms(MoeGemms):
         act, act_scale, y, act_rows,
     ):  # fmt: skip
         """Multiply, promote, and write every tile's result."""
-        g, n, s = self.geometry, self.config.tokens, self.config.stages
+        g, n, r, s = self.geometry, self.config.tokens, self.config.weight_rows, self.config.stages
         swizzle = cute.make_swizzle(3, 4, 3)
-        weights = shared.weights.get_tensor(
-            cute.make_layout((BLOCK, BLOCK, s), stride=(BLOCK, 1, BLOCK * BLOCK)), swizzle=swizzle
+        weights = shared.weights.get_tensor(  # halves of all slots in a row
+            cute.make_layout((BLOCK, BLOCK, r // BLOCK * s), stride=(BLOCK, 1, BLOCK * BLOCK)),
+            swizzle=swizzle,
         )
         tokens = shared.tokens.get_tensor(
             cute.make_layout((n, BLOCK, s), stride=(BLOCK, 1, n * BLOCK)), swizzle=swizzle
@@ -56,10 +59,10 @@ class SwapAbGemms(MoeGemms):
         group = tiled_mma.get_slice(cute.arch.make_warp_uniform(thread // 128) * 128)
         a = tiled_mma.make_fragment_A(group.partition_A(weights))
         b = tiled_mma.make_fragment_B(group.partition_B(tokens))
-        final = cute.make_rmem_tensor(tiled_mma.partition_shape_C((BLOCK, n)), Float32)
-        result = shared.result.get_tensor(cute.make_layout((BLOCK, n), stride=(1, BLOCK + 8)))
+        final = cute.make_rmem_tensor(tiled_mma.partition_shape_C((r, n)), Float32)
+        result = shared.result.get_tensor(cute.make_layout((r, n), stride=(1, r + 8)))
         maxima = cute.make_tensor(
-            cute.recast_ptr(result.iterator + (BLOCK + 8) * n, dtype=Float32),
+            cute.recast_ptr(result.iterator + (r + 8) * n, dtype=Float32),
             cute.make_layout((n, self.consumer_threads // 32)),
         )
         barrier = NamedBarrier(barrier_id=1, num_threads=self.consumer_threads)
@@ -71,16 +74,15 @@ class SwapAbGemms(MoeGemms):
             final.fill(0.0)
             if tile.gemm == GEMM1:
                 state = self.multiply(
-                    ring, shared, state, tiled_mma, a, b, final, g.hidden_size // BLOCK, 1
+                    ring, shared, state, tiled_mma, a, b, final, g.hidden_size // BLOCK, True
                 )
                 self.write_activation(
                     result, maxima, thread, tile, final, barrier, act, act_scale, act_rows
                 )
             else:
                 state = self.multiply(
-                    ring, shared, state, tiled_mma, a, b, final, g.intermediate_size // BLOCK,
-                    self.groups2,
-                )  # fmt: skip
+                    ring, shared, state, tiled_mma, a, b, final, g.intermediate_size // BLOCK, False
+                )
                 self.write_rows(tiled_mma, result, thread, tile, final, barrier, row_weight, y)
             tile = self.next_tile(queue, records, tile_state)
             tile_state.advance()
@@ -88,76 +90,87 @@ class SwapAbGemms(MoeGemms):
     @cute.jit
     def multiply(
         self, ring: Ring, shared, state, tiled_mma, a, b, final, blocks: cutlass.Constexpr,
-        groups: cutlass.Constexpr,
+        is_gemm1: cutlass.Constexpr,
     ):  # fmt: skip
         """final += sum over the tile's slots of (weights @ tokens^T) * scales.
 
-        A slot has `groups` token scales, so it is multiplied in `groups` chains of wgmmas, each
-        into a fresh partial sum. Two partial sums take turns: one is multiplied while the other is
-        scaled and added to `final`.
+        A slot is multiplied in one chain of wgmmas for every group of columns with a token scale
+        of its own and every 128 weight rows, each into a fresh partial sum. Two partial sums take
+        turns: one is multiplied while the other is scaled and added to `final`.
         """
-        parts = [cute.make_rmem_tensor(final.shape, Float32) for _ in range(2)]
+        groups = 1 if is_gemm1 else self.groups2
+        halves = self.config.weight_rows // BLOCK
+        atoms = cute.size(final, mode=[1]) // halves
+        parts = [cute.make_rmem_tensor((final.shape[0], atoms, 1), Float32) for _ in range(2)]
         chain = partial(self.start_chain, ring, tiled_mma, a, b, groups)
-        promote = partial(self.promote, ring, shared, final, groups)
+        promote = partial(self.promote, ring, shared, final, groups, is_gemm1)
         released = state.clone()  # slot whose partial sums are promoted next
-        chains = CHAINS_IN_TURN
-        for _ in cutlass.range(blocks * groups // chains, unroll=1):
+        chains, of_slot = CHAINS_IN_TURN, groups * halves
+        for _ in cutlass.range(blocks * of_slot // chains, unroll=1):
             for c in cutlass.range_constexpr(chains):
-                state = chain(state, parts[c % 2], c % groups)
+                state = chain(state, parts[c % 2], c % of_slot)
                 if cutlass.const_expr(c > 0):
-                    released = promote(released, parts[(c - 1) % 2], (c - 1) % groups, 1)
-            released = promote(released, parts[(chains - 1) % 2], (chains - 1) % groups, 0)
+                    released = promote(released, parts[(c - 1) % 2], (c - 1) % of_slot, 1)
+            released = promote(released, parts[(chains - 1) % 2], (chains - 1) % of_slot, 0)
         return state
 
     @cute.jit
     def start_chain(
         self, ring: Ring, tiled_mma, a, b, groups: cutlass.Constexpr, state, part,
-        group: cutlass.Constexpr,
+        number: cutlass.Constexpr,
     ):  # fmt: skip
-        """Start part = one group's columns of the slot; returns the state of the next chain."""
-        if cutlass.const_expr(group == 0):
+        """Start part = chain `number` of the slot: one group's columns of 128 weight rows; returns
+        the state of the next chain."""
+        halves = self.config.weight_rows // BLOCK
+        half, group = number // groups, number % groups
+        if cutlass.const_expr(number == 0):
             ring.wait(state)
             cute.arch.fence_view_async_shared()
         warpgroup.fence()
         k_atoms = BLOCK // 32 // groups
         for k in cutlass.range_constexpr(k_atoms):
-            at = (None, None, group * k_atoms + k, state.index)
+            at = group * k_atoms + k
             mma = cute.make_mma_atom(tiled_mma.op)
             mma.set(warpgroup.Field.ACCUMULATE, k != 0)
-            cute.gemm(mma, part, a[at], b[at], part)
+            cute.gemm(
+                mma, part, a[None, None, at, state.index * halves + half],
+                b[None, None, at, state.index], part,
+            )  # fmt: skip
         warpgroup.commit_group()
-        if cutlass.const_expr(group == groups - 1):
+        if cutlass.const_expr(number == groups * halves - 1):
             state.advance()
         return state
 
     @cute.jit
     def promote(
-        self, ring: Ring, shared, final, groups: cutlass.Constexpr, state, part,
-        group: cutlass.Constexpr, in_flight: cutlass.Constexpr,
+        self, ring: Ring, shared, final, groups: cutlass.Constexpr, is_gemm1: cutlass.Constexpr,
+        state, part, number: cutlass.Constexpr, in_flight: cutlass.Constexpr,
     ):  # fmt: skip
-        """Wait for all but `in_flight` chains, then final += part * scales; after the last group
-        release the slot."""
-        n = self.config.tokens
+        """Wait for all but `in_flight` chains, then final += part * scales; after the slot's last
+        chain release the slot."""
+        n, halves = self.config.tokens, self.config.weight_rows // BLOCK
+        half, group = number // groups, number % groups
         weight_scale = shared.weight_scale.data_ptr() + state.index * 2
-        lo, hi = weight_scale[0], weight_scale[1]
+        lo, hi = weight_scale[0 if is_gemm1 else half], weight_scale[1]
         token_scale = (
             shared.token_scale.data_ptr()
             + (state.index * self.groups2 + group) * n
             + 2 * (cute.arch.lane_idx() % 4)
         )
+        atoms = cute.size(part, mode=[1])
         warpgroup.wait_group(in_flight)
         for j in cutlass.range_constexpr(n // 8):
             scale = cute.make_rmem_tensor((2,), Float32)
             cute.autovec_copy(vector(token_scale + 8 * j, 2, 8), scale)
             for c in cutlass.range_constexpr(2):
                 lo_scale = scale[c] * lo
-                # in GEMM2 (more than one group) both row halves lie in one weight block
-                hi_scale = scale[c] * hi if groups == 1 else lo_scale
-                for m in cutlass.range_constexpr(cute.size(final, mode=[1])):
-                    up, down = ((c, 0, j), m, 0), ((c, 1, j), m, 0)
-                    final[up] += part[up] * lo_scale
-                    final[down] += part[down] * hi_scale
-        if cutlass.const_expr(group == groups - 1):
+                # in GEMM2 both row halves lie in one weight block
+                hi_scale = scale[c] * hi if is_gemm1 else lo_scale
+                for m in cutlass.range_constexpr(atoms):
+                    up, down = (c, 0, j), (c, 1, j)
+                    final[up, half * atoms + m, 0] += part[up, m, 0] * lo_scale
+                    final[down, half * atoms + m, 0] += part[down, m, 0] * hi_scale
+        if cutlass.const_expr(number == groups * halves - 1):
             self.release(ring, state, 1)
             state.advance()
         return state
@@ -170,7 +183,8 @@ class SwapAbGemms(MoeGemms):
         n, width = self.config.tokens, self.config.act_columns
         pairs, atoms = n // 8, cute.size(final, mode=[1])
         lane, warp = thread % 32, thread // 32
-        column = (warp % 4) * 8 + lane // 4 + (warp // 4) * 32  # of the warpgroup's first atom
+        column = 8 * warp + lane // 4  # of the first atom
+        step = 32 * self.config.warpgroups  # from atom to atom
         values = cute.make_rmem_tensor((2, pairs, atoms), Float32)
         for j in cutlass.range_constexpr(pairs):
             for c in cutlass.range_constexpr(2):
@@ -201,7 +215,7 @@ class SwapAbGemms(MoeGemms):
         for j in cutlass.range_constexpr(pairs):
             for c in cutlass.range_constexpr(2):
                 for m in cutlass.range_constexpr(atoms):
-                    quantised[column + 32 * m, 8 * j + 2 * (lane % 4) + c] = codes[c, j, m]
+                    quantised[column + step * m, 8 * j + 2 * (lane % 4) + c] = codes[c, j, m]
         if thread < tile.rows:
             scale = self.token_maximum(maxima, thread) * (1.0 / E4M3_MAX)
             (act_scale + Int64(tile.column) * act_rows + tile.row)[thread] = scale
@@ -230,8 +244,8 @@ class SwapAbGemms(MoeGemms):
     def write_rows(
         self, tiled_mma, result, thread: Int32, tile: Tile, final, barrier, row_weight, y
     ):
-        """Rows of y: 128 columns of every token, times the token's combine weight, in bf16."""
-        n, h = self.config.tokens, self.geometry.hidden_size
+        """Rows of y: R columns of every token, times the token's combine weight, in bf16."""
+        n, r, h = self.config.tokens, self.config.weight_rows, self.geometry.hidden_size
         weights = row_weight + tile.row
         for j in cutlass.range_constexpr(n // 8):
             for c in cutlass.range_constexpr(2):
@@ -244,14 +258,14 @@ class SwapAbGemms(MoeGemms):
         rounded.store(final.load().to(BFloat16))
         cute.autovec_copy(rounded, tiled_mma.get_slice(thread).partition_C(result))
         barrier.arrive_and_wait()
-        chunks = BLOCK // 8
+        chunks = r // 8
         for p in cutlass.range_constexpr(cute.ceil_div(n * chunks, self.consumer_threads)):
             token = (thread + p * self.consumer_threads) // chunks
             chunk = thread % chunks
             if token < tile.rows:
-                target = Int64(tile.row + token) * h + tile.column * BLOCK + chunk * 8
+                target = Int64(tile.row + token) * h + tile.column * r + chunk * 8
                 cute.autovec_copy(
-                    vector(result.iterator + token * (BLOCK + 8) + chunk * 8, 8, 16),
+                    vector(result.iterator + token * (r + 8) + chunk * 8, 8, 16),
                     vector(y + target, 8, 16),
                 )
         barrier.arrive_and_wait()
