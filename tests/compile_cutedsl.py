@@ -23,7 +23,7 @@ ROUTING_THREADS = {
     "pick": routing.CHUNK * routing.LANES,
     "number": routing.NUMBER_WARPS * routing.LANES,
 }
-INSTRUCTIONS = r"\b(QGMMA|UTMALDG\.\dD|LDGSTS|LDL|STL|WARPGROUP\.DEPBAR)"
+INSTRUCTIONS = r"\b(QGMMA|UTMALDG\.\dD|UTMAPF|LDGSTS|LDL|STL|WARPGROUP\.DEPBAR)"
 
 
 def main():

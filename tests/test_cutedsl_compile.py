@@ -46,6 +46,8 @@ def test_instructions(kernels):
         count = kernel["instructions"]
         assert count["UTMALDG.5D"] == count["UTMALDG.3D"] == 1, kernel
         assert count["LDGSTS"] > 0, kernel
+        # weights of the first tiles go to L2 ahead of the routing's results
+        assert count.get("UTMAPF", 0) == ("swap_ab=True" in kernel["config"]), kernel
         assert "LDL" not in count and "STL" not in count, kernel
         # one wait per wgmma instead of one per chain: the compiler serialised them
         assert count["QGMMA"] >= 2 * count["WARPGROUP.DEPBAR"] > 0, kernel

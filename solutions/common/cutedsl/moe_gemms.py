@@ -242,6 +242,8 @@ class MoeGemms:
             cpasync.prefetch_descriptor(tma1)
             cpasync.prefetch_descriptor(tma2)
         self.prefetch(thread, hidden, hidden_scale, w1_scale, w2_scale, num_tokens)
+        if warp == 0:
+            self.prefetch_weights(num_tokens, shared, tma1, tma1_tensor, tma2, tma2_tensor)
         cute.arch.sync_threads()
         if cutlass.const_expr(cluster > 1):
             cute.arch.cluster_arrive()
@@ -302,6 +304,10 @@ class MoeGemms:
             lane = cute.arch.lane_idx()
             if lane < blocks:
                 ring.release(state, lane)
+
+    @cute.jit
+    def prefetch_weights(self, num_tokens, shared, tma1, tma1_tensor, tma2, tma2_tensor):
+        """What warp 0 does while the routing still runs."""
 
     @cute.jit
     def prepare(
