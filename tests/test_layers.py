@@ -4,7 +4,7 @@ import pytest
 import torch
 from bundle.oracle import execute_reference
 from bundle.paths import ROOT
-from layers import DEVICE, LAYERS, TOY, assert_close, call, inputs
+from layers import DEVICE, LAYERS, TOY, assert_close, call, inputs, routed_to
 from toy_reference import toy_definition
 
 from solutions.common.checks import check_arguments
@@ -34,19 +34,14 @@ def test_matches_reference(layer, seq_len):
 
 @layers
 def test_no_local_pair(layer):
-    logits = torch.randn(5, 32)
-    logits[:, :16] -= 20.0  # groups 0 and 1 lose; local experts 8..15 are group 1
-    arguments = inputs(5, routing_logits=logits)
+    arguments = inputs(5, **routed_to([], 5))
     assert torch.equal(call(layer, arguments), torch.zeros_like(call(layer, arguments)))
     assert not expected(arguments).any()
 
 
 @layers
 def test_one_hot_expert(layer):
-    logits = torch.randn(40, 32)
-    logits[:, 8:16] -= 20.0
-    logits[:, 11] += 40.0  # all tokens choose local expert 3
-    arguments = inputs(40, routing_logits=logits)
+    arguments = inputs(40, **routed_to([11], 40))
     assert_close(call(layer, arguments), expected(arguments))
 
 
@@ -84,10 +79,8 @@ def test_saturated_logits(layer):
 def test_nan_logit_spoils_its_token_only(layer):
     if DEVICE == "cuda" and layer is LAYERS["sglang_fp8_blockwise_moe"]:
         pytest.skip("what sgl-kernel's moe_fused_gate picks for NaN logits is not defined")
-    logits = torch.randn(6, 32)
-    logits[:, 8:16] += 20.0  # local experts win everywhere
-    logits[2, 9] = float("nan")
-    arguments = inputs(6, routing_logits=logits)
+    arguments = inputs(6, **routed_to(range(8, 16), 6))
+    arguments["routing_logits"][2, 9] = float("nan")
     actual, reference = call(layer, arguments), expected(arguments)
     assert reference[2].isnan().all() and actual[2].isnan().all()
     others = [0, 1, 3, 4, 5]
@@ -97,7 +90,7 @@ def test_nan_logit_spoils_its_token_only(layer):
 @layers
 def test_nonfinite_scale_spoils_its_token_only(layer):
     """The reference gives NaN or Inf there; fp8 requantisation turns both into NaN."""
-    arguments = inputs(6, seed=4)
+    arguments = inputs(6, **routed_to(range(8, 16), 6))
     arguments["hidden_states_scale"][0, 3] = float("inf")
     actual, reference = call(layer, arguments), expected(arguments)
     assert not reference[3].isfinite().any() and not actual[3].isfinite().any()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from bundle.oracle import execute_reference
 from bundle.paths import ROOT
-from layers import DEVICE, TOY, assert_close, call, inputs
+from layers import DEVICE, TOY, assert_close, call, inputs, routed_to
 from toy_reference import toy_definition
 
 from solutions.common import padded_moe
@@ -95,18 +95,13 @@ def test_right_and_equal_to_the_bit(seq_len, offset):
 
 @paddings
 def test_no_local_pair(padding):
-    logits = torch.randn(5, 32)
-    logits[:, :16] -= 20.0  # groups 0 and 1 lose; local experts 8..15 are group 1
-    output = call(layer(padding), inputs(5, routing_logits=logits))
+    output = call(layer(padding), inputs(5, **routed_to([], 5)))
     assert torch.equal(output, torch.zeros_like(output))
 
 
 @paddings
 def test_one_expert_takes_all(padding):
-    logits = torch.randn(20, 32)
-    logits[:, 8:16] -= 20.0
-    logits[:, 11] += 40.0
-    arguments = inputs(20, routing_logits=logits)
+    arguments = inputs(20, **routed_to([11], 20))
     assert_close(call(layer(padding), arguments), REFERENCE(**arguments))
 
 

@@ -16,19 +16,19 @@ from bundle.errors import (
 )
 from bundle.grouped_gemms import FP8, TritonGemm, dequantize, kernels
 from bundle.layer import Solution
-from bundle.oracle import build_oracle, execute_reference
+from bundle.oracle import build_oracle
 from bundle.paths import ROOT
 from bundle.read_kernel import read
 from bundle.report_tables import precision_sheets
 from bundle.reporting import collect
 from bundle.reports import PrecisionReport
 from gemm import Operands, relative_error
-from layers import DEVICE, LAYERS, inputs
+from layers import DEVICE, LAYERS, ROUTES, TOY, inputs, routed_to
 from report_factory import provenance
 from rich.console import Console
 from toy_reference import toy_definition
 
-ROUTE = execute_reference(toy_definition(ROOT))["route"]
+ROUTE = ROUTES[TOY]
 
 
 def solution(name: str) -> Solution:
@@ -52,9 +52,7 @@ def test_the_fp64_layer_without_requantisation_is_the_reference():
 
 
 def test_a_layer_without_local_pairs_is_zero():
-    logits = torch.randn(5, 32)
-    logits[:, :16] -= 20.0
-    layer = simulate(inputs(5, routing_logits=logits), ROUTE, block=128)
+    layer = simulate(inputs(5, **routed_to([], 5)), ROUTE, block=128)
     assert not layer.output.any() and layer.activation.shape == (0, 256)
 
 

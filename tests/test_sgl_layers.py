@@ -12,11 +12,11 @@ import pytest
 import torch
 from bundle.oracle import execute_reference
 from bundle.paths import ROOT
-from layers import DEVICE, TOY, assert_close, call, inputs, with_sgl_kernel
+from layers import DEVICE, ROUTES, TOY, assert_close, call, inputs, routed_to, with_sgl_kernel
 from sgl_standin import HAS_SGL_KERNEL, SCHEMAS
 from test_routing import logits_and_bias
 from torch.utils._python_dispatch import TorchDispatchMode
-from toy_reference import real_definition, toy_definition
+from toy_reference import toy_definition
 
 from solutions.common.geometry import DEEPSEEK_V3_EP8
 from solutions.common.sgl_choice import SM_90, SM_100, Choice
@@ -259,17 +259,11 @@ def test_matches_reference_from_poisoned_memory(main, kernel, seq_len):
     assert_close(actual, REFERENCE(**arguments))
 
 
-def no_local_pair(seq_len: int) -> dict:
-    logits = torch.randn(seq_len, 32, generator=torch.Generator().manual_seed(1))
-    logits[:, :16] -= 20.0  # groups 0 and 1 lose; local experts 8..15 are group 1
-    return inputs(seq_len, routing_logits=logits)
-
-
 @mains
 @kernels
 @pytest.mark.parametrize("seq_len", [1, 5])
 def test_no_local_pair(main, kernel, seq_len):
-    arguments = no_local_pair(seq_len)
+    arguments = inputs(seq_len, **routed_to([], seq_len))
     with poisoned_memory():
         assert not call(layer_of(main, kernel), arguments).any()
 
@@ -277,10 +271,7 @@ def test_no_local_pair(main, kernel, seq_len):
 @mains
 @kernels
 def test_one_hot_expert(main, kernel):
-    logits = torch.randn(40, 32, generator=torch.Generator().manual_seed(2))
-    logits[:, 8:16] -= 20.0
-    logits[:, 11] += 40.0  # all tokens choose local expert 3
-    arguments = inputs(40, routing_logits=logits)
+    arguments = inputs(40, **routed_to([11], 40))
     with poisoned_memory():
         actual = call(layer_of(main, kernel), arguments)
     assert_close(actual, REFERENCE(**arguments))
@@ -289,9 +280,7 @@ def test_one_hot_expert(main, kernel):
 @mains
 def test_most_rows_there_can_be(main):
     """Every pair is local, so that the buffers are full."""
-    logits = torch.randn(9, 32, generator=torch.Generator().manual_seed(3))
-    logits[:, 8:16] += 20.0
-    arguments = inputs(9, routing_logits=logits)
+    arguments = inputs(9, **routed_to(range(8, 16), 9))
     with poisoned_memory():
         actual = call(layer_of(main), arguments)
     assert_close(actual, REFERENCE(**arguments))
@@ -302,7 +291,8 @@ def test_buffers_left_dirty_by_the_last_call(main):
     """NaN rows and other offsets from the call before, in the same buffers."""
     dirty = inputs(5, seed=1)
     dirty["hidden_states_scale"][:] = float("nan")
-    clean, empty, layer = inputs(5, seed=2), no_local_pair(5), layer_of(main)
+    clean, empty = inputs(5, seed=2), inputs(5, **routed_to([], 5))
+    layer = layer_of(main)
     call(layer, dirty)
     assert_close(call(layer, clean), REFERENCE(**clean))
     call(layer, dirty)
@@ -333,7 +323,7 @@ def test_more_tokens_than_the_quantisation_op_takes():
 # The permutation of sglang_fp8_blockwise_moe at the real geometry
 
 
-reference_route = execute_reference(real_definition(ROOT))["route"]
+reference_route = ROUTES[DEEPSEEK_V3_EP8]
 
 
 def check_permutation(ids, weights, offset: int) -> None:
