@@ -3,7 +3,8 @@
 
 The sweep is E experts x m rows each x N x K; then come both GEMMs of the layer with the rows per
 expert of the 19 workloads. Times are medians with a cold L2 cache, without the host's launch time,
-and every result is checked against fp32. The kernels are listed in bundle/grouped_gemms.py.
+and every result is checked against fp32. The kernels, those of all solutions whose grouped GEMM
+can be called alone, are listed in bundle/grouped_gemms.py.
 
     python scripts/gemm.py
     python scripts/gemm.py --experts 8 --m 64 --baseline triton_v3_gemm
@@ -18,7 +19,7 @@ from functools import partial
 from itertools import product
 
 import torch
-from bundle.grouped_gemms import BLOCK, FP8, Kernel, Launch, Problem, kernels
+from bundle.grouped_gemms import BLOCK, FP8, NOT_ALONE, Kernel, Launch, Problem, kernels
 from bundle.layer import named_cases, use_solutions
 from bundle.measure import Timer
 from bundle.paths import ROOT, BadInput
@@ -143,6 +144,9 @@ def choose_kernels(wanted: Sequence[str] | None) -> list[Kernel]:
             print(f"{kernel.name} cannot run here: {reason}", file=sys.stderr)
         else:
             chosen.append(kernel)
+    if not wanted:
+        for solution, reason in NOT_ALONE.items():
+            print(f"{solution} has no kernel here: {reason}", file=sys.stderr)
     if not chosen:
         raise BadInput("--kernels: none can run here")
     return chosen

@@ -35,6 +35,7 @@ from bundle.reports import (
 )
 from bundle.roofline import GPUS, Gpu
 from bundle.stages import comparable_us, stages_of, summarize
+from bundle.tables import BEST
 from conftest import HAS_CUDA
 from report_factory import (
     H100,
@@ -418,14 +419,32 @@ def test_gemm_figures():
 
 
 def test_gemm_sheets_summarise_the_sweep():
-    summary, by_m, layers, sweep = gemm_sheets(gemm_report(), "triton_v3_gemm", GPUS[H200])
+    sheets = gemm_sheets(gemm_report(), "triton_v3_gemm", GPUS[H200])
+    summary, by_m, both, layers, sweep = sheets
     assert [row[1] for row in texts(summary)] == [
         "sgl_grouped_mm", "sgl_es_grouped_mm", "triton_v3_gemm",
     ]  # fmt: skip
     assert {row[2] for row in texts(summary)} == {"81"}
     assert texts(summary)[2][-3:] == ["1.00"] * 3
     assert [row[0] for row in texts(by_m) if row[0]] == ["m = 64", "m = 128", "m = 512"]
-    assert len(layers.rows) == 38 * 3 and len(sweep.rows) == 81 * 3
+    assert len(both.rows) == 19 and len(layers.rows) == 38 * 3 and len(sweep.rows) == 81 * 3
+
+
+def test_both_gemms_of_a_layer_are_added_where_both_are_there():
+    rows = [
+        GemmRow(kernel=kernel, case=f"{gemm} T={t}", rows_per_expert=[3, 0], n=n, k=k, us=us)
+        for kernel, t, gemm, n, k, us in (
+            ("one", 7, "GEMM1", 4096, 7168, 20.0), ("two", 7, "GEMM1", 4096, 7168, 21.0),
+            ("one", 7, "GEMM2", 7168, 2048, 11.0), ("two", 7, "GEMM2", 7168, 2048, 9.0),
+            ("one", 58, "GEMM1", 4096, 7168, 20.0), ("two", 58, "GEMM2", 7168, 2048, 9.0),
+        )
+    ]  # fmt: skip
+    gpu = Gpu(bandwidth_tbs=4.0, fp8_tflops=1000, source="test")
+    both, _ = gemm_sheets(complete(GemmReport, rows), "one", gpu)
+    floor = 4096 * 7168 / 4e6 + 7168 * 2048 / 4e6
+    assert texts(both) == [["T=7", f"{floor:.1f}", "31.0", "30.0"], ["T=58", "-", "-", "-"]]
+    assert [entry.style for entry in both.rows[0][2:]] == ["", BEST]
+    assert [h.name for h in both.headings] == ["workload", "floor", "one", "two"]
 
 
 # The page's data -------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from functools import cached_property
 from itertools import accumulate
 
 import torch
+import torch.nn.functional as F
 
 from .packing import Requires
 
@@ -42,6 +43,12 @@ class Problem:
     @property
     def rows(self) -> int:
         return self.a.shape[0]
+
+    @property
+    def like_tokens(self) -> float:
+        """Tokens of a layer whose experts have as many rows on average: T give each of its 256
+        experts 8 T / 256."""
+        return 32 * self.rows / sum(rows > 0 for rows in self.rows_per_expert)
 
     @cached_property
     def offsets(self) -> torch.Tensor:
@@ -75,6 +82,28 @@ class Kernel:
     """The rows [rows, N] bf16 of what a launch returns; not part of its time."""
     compile_ahead: Callable[[Sequence[Problem]], None] | None = None
     """Compiles for all problems in parallel, where that takes long."""
+
+
+# PyTorch ---------------------------------------------------------------------------------------
+
+
+def torch_gemm(problem: Problem) -> Launch:
+    """What torch_moe does: one expert after the other, dequantised and multiplied in fp32."""
+    from solutions.torch_moe.main import dequantize
+
+    y = torch.empty(problem.rows, problem.n, dtype=torch.bfloat16, device=problem.a.device)
+    ends = [*accumulate(problem.rows_per_expert)]
+
+    def launch() -> torch.Tensor:
+        for expert, (end, count) in enumerate(zip(ends, problem.rows_per_expert, strict=True)):
+            if count:
+                rows = slice(end - count, end)
+                a = dequantize(problem.a[rows], problem.a_scale[rows], BLOCK)
+                b = dequantize(problem.b[expert], problem.b_scale[expert], BLOCK)
+                y[rows] = F.linear(a, b)
+        return y
+
+    return launch
 
 
 # sgl-kernel ------------------------------------------------------------------------------------
@@ -169,12 +198,8 @@ class TritonGemm:
         self.launcher = Launcher(self.kernel, **self.pointers)
 
     def tile(self, problem: Problem):
-        """The tile that the solution takes when its experts have as many rows on average.
-
-        A layer of T tokens gives each of its 256 experts 8 T / 256 rows.
-        """
-        hit = sum(rows > 0 for rows in problem.rows_per_expert)
-        return self.tiles_for(32 * problem.rows / hit).gemm2
+        """The tile that the solution takes for as many rows per expert."""
+        return self.tiles_for(problem.like_tokens).gemm2
 
     def constants(self, problem: Problem) -> tuple:
         tile = self.tile(problem)
@@ -270,6 +295,20 @@ def cutedsl_rows(problem: Problem, padded: torch.Tensor) -> torch.Tensor:
     return padded.flatten(0, 1)[_slots(problem)[0]]
 
 
+def cutedsl_v3(problem: Problem) -> Launch:
+    """The persistent kernel of cutedsl_moe_fp8_v3 with GEMM2's tiles only."""
+    from .cutedsl_v3_gemm import cutedsl_v3
+
+    return cutedsl_v3(problem)
+
+
+# Solutions whose GEMMs are not among the kernels, and why.
+NOT_ALONE = {
+    "flashinfer_moe": "its GEMMs on sm_90, TensorRT-LLM's, are reached through cutlass_fused_moe "
+    "only, which routes rows, multiplies twice and combines in one call"
+}
+
+
 def kernels() -> list[Kernel]:
     """All kernels, also those that cannot run here."""
     sgl_requires = Requires(
@@ -288,6 +327,7 @@ def kernels() -> list[Kernel]:
     )
     triton_gemm = TritonGemm()
     return [
+        Kernel("torch_gemm", Requires(cpu=True), torch_gemm),
         Kernel("sgl_grouped_mm", sgl_requires, sgl),
         Kernel("sgl_es_grouped_mm", sgl_requires.model_copy(update=sm_90), sgl_es),
         Kernel(
@@ -297,4 +337,5 @@ def kernels() -> list[Kernel]:
             compile_ahead=triton_gemm.compile_ahead,
         ),
         Kernel("cutedsl_padded_gemm", cutedsl_requires, cutedsl_padded, cutedsl_rows),
+        Kernel("cutedsl_v3_gemm", cutedsl_requires, cutedsl_v3),
     ]

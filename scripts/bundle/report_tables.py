@@ -137,7 +137,7 @@ def gemm_ratios(rows: Sequence[GemmRow], baseline: str) -> dict[tuple[str, str],
 
 
 def gemm_sheets(report: GemmReport, baseline: str | None, gpu: Gpu | None) -> list[Sheet]:
-    """Summary, patterns by m, the real layers, the sweep."""
+    """Summary, patterns by m, the real layers: both GEMMs together, one by one; the sweep."""
     rows = [row for row in report.rows if row.error is None]
     if not rows:
         return []
@@ -154,6 +154,7 @@ def gemm_sheets(report: GemmReport, baseline: str | None, gpu: Gpu | None) -> li
             )
         )
     if layers:
+        sheets.append(_layer_sheet(layers, gpu))
         sheets.append(_case_sheet("The layers' own GEMMs", layers, ratios, gpu, baseline))
     if sweep:
         sheet = _case_sheet("Sweep", sweep, ratios, gpu, baseline)
@@ -195,6 +196,30 @@ def _spread_sheet(
         lines.append(entries)
     title = f"Grouped GEMM, {name}: ratio = time / time of {baseline}, below 1 is faster"
     return Sheet(title, headings, lines, frozenset(breaks - {0}))
+
+
+def _layer_sheet(rows: Sequence[GemmRow], gpu: Gpu | None) -> Sheet:
+    """GEMM1 + GEMM2 of each workload and kernel; the fastest of a workload is marked."""
+    names = list(dict.fromkeys(row.kernel for row in rows))
+    layers: dict[str, dict[str, list[GemmRow]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        layers[row.workload][row.kernel].append(row)
+    headings = [Heading("workload", left=True), *([Heading("floor")] if gpu else [])]
+    lines = []
+    for workload, of_kernel in layers.items():
+        # a kernel that lacks one of the two has no sum
+        both = {name: of_kernel[name] for name in names if len(of_kernel[name]) == 2}
+        us = {name: sum(row.us for row in pair) for name, pair in both.items()}
+        entries = [Entry(workload)]
+        if gpu:
+            pair = next(iter(both.values()), None)
+            entries.append(number_entry(pair and sum(gemm_floor_us(row, gpu) for row in pair)))
+        for name in names:
+            best = name in us and us[name] == min(us.values())
+            entries.append(number_entry(us.get(name), style=BEST if best else ""))
+        lines.append(entries)
+    headings += [Heading(name) for name in names]
+    return Sheet("GEMM1 + GEMM2 of the layers, us", headings, lines)
 
 
 def _case_sheet(

@@ -144,6 +144,11 @@ class GemmRow(Row):
         return self.case.startswith("E=")
 
     @property
+    def workload(self) -> str:
+        """T=58; of a real layer's GEMM."""
+        return self.case.partition(" ")[2]
+
+    @property
     def experts(self) -> int:
         """Experts that have rows."""
         return sum(rows > 0 for rows in self.rows_per_expert)
