@@ -19,6 +19,12 @@ CACHE = tempfile.TemporaryDirectory(prefix="flashinfer_bench_")
 os.environ["FIB_CACHE_PATH"] = CACHE.name
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    """Random inputs are the same in every run."""
+    torch.manual_seed(0)
+
+
 def pytest_collection_modifyitems(items):
     """Tests marked `gpu` are skipped, visibly, on a machine without a CUDA device."""
     if HAS_CUDA:

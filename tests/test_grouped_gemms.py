@@ -81,22 +81,29 @@ def reading_addresses(geometry, config, device):
     """GroupedGemm's documented result, from the addresses that the compiled kernel takes."""
     n, k, experts = geometry.hidden_size, geometry.intermediate_size, geometry.num_local_experts
 
-    def launch(a, a_scale, b, b_scale, offsets, row_weight, y, counters, max_rows, stream):
-        assert max_rows % 4 == 0 and stream == 7
+    def launch(a, a_scale, b, b_scale, offsets, row_weight, y, counters, act_rows, stream):
+        assert act_rows % 4 == 0 and stream == 7
         offsets = tensor_at(offsets, torch.int32, experts + 1)
         counters = tensor_at(counters, torch.int32, 1 + experts)
-        assert counters[0] == 0 and torch.equal(counters[1:], offsets.diff())
+        block = 1 if config.swap_ab else 64
+        sizes = -(-offsets.diff() // block) * block
+        assert counters[0] == 0 and torch.equal(counters[1:], sizes)
         counters += 1
-        scale = tensor_at(a_scale, torch.float32, k // config.act_columns, max_rows).t()
-        a = tensor_at(a, FP8, max_rows, k).float()
+        scale = tensor_at(a_scale, torch.float32, k // config.act_columns, act_rows).t()
+        a = tensor_at(a, FP8, act_rows, k).float()
         a = a * scale.repeat_interleave(config.act_columns, 1)
-        a = a * tensor_at(row_weight, torch.float32, max_rows)[:, None]
-        y = tensor_at(y, torch.bfloat16, max_rows, n)
+        row_weight = tensor_at(row_weight, torch.float32, int(offsets[-1]))
+        y = tensor_at(y, torch.bfloat16, int(offsets[-1]), n)
         b_scale = tensor_at(b_scale, torch.float32, experts, n // 128, k // 128)
+        place = 0
         for expert, (first, end) in enumerate(zip(offsets, offsets[1:])):
             if first < end:
                 weights = tensor_at(b + expert * n * k, FP8, n, k)
-                y[first:end] = a[first:end] @ dequantize(weights, b_scale[expert], torch.float32).T
+                product = a[place:][: end - first] @ dequantize(
+                    weights, b_scale[expert], torch.float32
+                ).T
+                y[first:end] = product * row_weight[first:end, None]
+            place += sizes[expert]
 
     return launch
 
@@ -116,7 +123,7 @@ def test_v3_operands(monkeypatch, rows):
     monkeypatch.setattr(cutedsl_v3_gemm, "_compiled", compiled)
     monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda device: 7, raising=False)
     loads = [rows, 0, rows]
-    problem = Operands([(loads, 256, 256)], "cpu").problem(loads, 256, 256)
+    problem = Operands([(loads, 1024, 256)], "cpu").problem(loads, 1024, 256)
     launch = cutedsl_v3_gemm.cutedsl_v3(problem)
     for _ in range(cutedsl_v3_gemm.LAUNCHES + 2):
         result = launch()
@@ -124,12 +131,12 @@ def test_v3_operands(monkeypatch, rows):
     assert configs == [next(config for most, config in TABLE if 32 * rows <= most)]
 
 
-@pytest.mark.parametrize("experts, n, k", [(33, 256, 256), (1, 128, 256), (1, 256, 128)])
+@pytest.mark.parametrize("experts, n, k", [(33, 1024, 256), (1, 512, 256), (1, 1024, 128)])
 def test_v3_refuses_what_it_cannot_do(experts, n, k):
     pytest.importorskip("cutlass")
     loads = [1] * experts
     problem = Operands([(loads, n, k)], "cpu").problem(loads, n, k)
-    with pytest.raises(ValueError, match=f"32 experts .* 256 .*, got {experts}, {n} and {k}"):
+    with pytest.raises(ValueError, match=f"32 experts, .* 1024 .* 256, got {experts}, {n} and {k}"):
         KERNELS["cutedsl_v3_gemm"].make(problem)
 
 

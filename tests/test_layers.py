@@ -70,7 +70,7 @@ def test_ties(layer):
 @layers
 def test_saturated_logits(layer):
     logits = torch.randn(6, 32)
-    logits[0, 9], logits[1, 10], logits[2, :] = float("inf"), float("-inf"), 200.0
+    logits[0, 9:11], logits[1, 10], logits[2, :] = float("inf"), float("-inf"), 200.0
     arguments = inputs(6, routing_logits=logits)
     assert_close(call(layer, arguments), expected(arguments))
 

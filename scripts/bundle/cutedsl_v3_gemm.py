@@ -20,14 +20,15 @@ from cutlass.cute.runtime import make_ptr
 
 from solutions.common.cutedsl.config import GemmConfig, config_for
 from solutions.common.cutedsl.direct import DirectGemms
+from solutions.common.cutedsl.gathered_tokens import GROUP_COLUMNS
 from solutions.common.cutedsl.swap_ab import SwapAbGemms
+from solutions.common.cutedsl.tile_queue import COUNTERS, ROW_BLOCK
 from solutions.common.geometry import DEEPSEEK_V3_EP8, Geometry
 
 if TYPE_CHECKING:
     from .grouped_gemms import Launch, Problem
 
 EXPERTS = DEEPSEEK_V3_EP8.num_local_experts  # of every compiled kernel; some may have no rows
-COUNTERS = 64  # words of counters per launch; the kernel uses the first 1 + E
 LAUNCHES = 64  # that find counters of their own before all are set again
 
 
@@ -59,13 +60,14 @@ class GroupedGemm:
     """y[r] = row_weight[r] * a[r] @ b[e].T for the rows r of expert e; N is the geometry's
     hidden_size and K its intermediate_size. b may have fewer experts if the others have no rows.
 
-      a [max_rows, K] e4m3           a_scale [K / act_columns, max_rows] fp32
+      a [act_rows, K] e4m3           a_scale [K / act_columns, act_rows] fp32
       b [E, N, K] e4m3               b_scale [E, N/128, K/128] fp32
-      offsets [E + 1] int32          row_weight [max_rows] fp32
-      y [max_rows, N] bf16 (out)     counters [COUNTERS] int32
+      offsets [E + 1] int32          row_weight [rows] fp32
+      y [rows, N] bf16 (out)         counters [COUNTERS] int32
 
-    max_rows is a multiple of 4. The counters start as routing and gathering leave them: 0 tiles
-    handed out, then for each expert its rows, which are ready.
+    Without swap_ab, a and a_scale pad every expert to whole blocks of 64 rows. act_rows is a
+    multiple of 4. The counters start as routing and gathering leave them: 0 tiles handed out, then
+    for each expert its rows in a, which are ready. There are no tokens, and so nothing to combine.
     """
 
     POINTERS = (
@@ -87,14 +89,14 @@ class GroupedGemm:
         row_weight: cute.Pointer,
         y: cute.Pointer,
         counters: cute.Pointer,
-        max_rows: Int32,
+        act_rows: Int32,
         stream: cuda.CUstream,
     ):
         # Of GEMM1's operands only the weight scales are touched: N K / 64 bytes are prefetched.
         w1_scale = cute.recast_ptr(b, dtype=Float32)
         self.gemms(
             a, a_scale, b, w1_scale, b, b_scale, offsets, offsets, row_weight, a, a_scale, y,
-            counters, Int32(0), max_rows, stream,
+            offsets, y, counters, Int32(0), act_rows, stream,
         )  # fmt: skip
 
     def compile(self, *decorators, options: str = ""):
@@ -112,30 +114,41 @@ def _compiled(geometry: Geometry, config: GemmConfig, device: int):
     return GroupedGemm(geometry, config, num_sms).compile(options="--enable-tvm-ffi")
 
 
+def _places(offsets: torch.Tensor, block: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where each row goes when every expert is padded to whole blocks, and the padded sizes."""
+    sizes = (offsets.diff() + block - 1) // block * block
+    rows = torch.arange(int(offsets[-1]), device=offsets.device)
+    expert = torch.searchsorted(offsets[1:], rows, right=True)
+    return rows - offsets[expert] + sizes.cumsum(0)[expert] - sizes[expert], sizes
+
+
 def cutedsl_v3(problem: Problem) -> Launch:
     """In the configuration that the solution takes for as many rows per expert."""
     experts, n, k = problem.b.shape
-    if experts > EXPERTS or n % 256 or k % 256:
+    if experts > EXPERTS or n % GROUP_COLUMNS or k % 256:
         raise ValueError(
-            f"problem: expected at most {EXPERTS} experts and multiples of 256 for N and K, "
-            f"got {experts}, {n} and {k}"
+            f"problem: expected at most {EXPERTS} experts, N a multiple of {GROUP_COLUMNS} and K "
+            f"of 256, got {experts}, {n} and {k}"
         )
     config = config_for(problem.like_tokens)
     device = problem.a.device
     geometry = replace(DEEPSEEK_V3_EP8, hidden_size=n, intermediate_size=k)
     compiled = _compiled(geometry, config, device.index)
 
-    padding = -problem.rows % 4
-    a = F.pad(problem.a.view(torch.uint8), (0, 0, 0, padding))
-    a_scale = F.pad(problem.a_scale.t(), (0, padding))
-    a_scale = a_scale.repeat_interleave(128 // config.act_columns, dim=0).contiguous()
-    b_scale = F.pad(problem.b_scale, (0, 0, 0, 0, 0, EXPERTS - experts))
     offsets = problem.offsets.new_full((EXPERTS + 1,), problem.rows)
     offsets[: experts + 1] = problem.offsets
-    row_weight = torch.ones(len(a), device=device)
-    y = torch.empty(len(a), n, dtype=torch.bfloat16, device=device)
+    places, sizes = _places(offsets, 1 if config.swap_ab else ROW_BLOCK)
+    act_rows = -(-sum(sizes.tolist()) // 4) * 4
+    a = problem.a.view(torch.uint8).new_zeros(act_rows, k)
+    a[places] = problem.a.view(torch.uint8)
+    a_scale = problem.a_scale.new_zeros(act_rows, k // 128)
+    a_scale[places] = problem.a_scale
+    a_scale = a_scale.t().repeat_interleave(128 // config.act_columns, dim=0).contiguous()
+    b_scale = F.pad(problem.b_scale, (0, 0, 0, 0, 0, EXPERTS - experts))
+    row_weight = torch.ones(problem.rows, device=device)
+    y = torch.empty(problem.rows, n, dtype=torch.bfloat16, device=device)
     start = torch.zeros(COUNTERS, dtype=torch.int32, device=device)
-    start[1 : 1 + EXPERTS] = offsets.diff()
+    start[1 : 1 + EXPERTS] = sizes
     counters = start.repeat(LAUNCHES, 1)
     operands = (a, a_scale, problem.b, b_scale, offsets, row_weight, y)
     turns = cycle(range(LAUNCHES))
@@ -145,9 +158,9 @@ def cutedsl_v3(problem: Problem) -> Launch:
         if turn == 0:  # so rarely that no median of times has it
             counters.copy_(start)
         compiled(
-            *(tensor.data_ptr() for tensor in operands), counters[turn].data_ptr(), len(a),
+            *(tensor.data_ptr() for tensor in operands), counters[turn].data_ptr(), act_rows,
             torch._C._cuda_getCurrentRawStream(device.index),
         )  # fmt: skip
-        return y[: problem.rows]
+        return y
 
     return launch
