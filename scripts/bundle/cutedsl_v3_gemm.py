@@ -33,11 +33,17 @@ LAUNCHES = 64  # that find counters of their own before all are set again
 
 
 class Gemm2Only:
-    """The tile list without GEMM1."""
+    """The tile list without GEMM1, and nothing but the tiles."""
 
     @property
     def weight_tiles(self) -> tuple[int, int]:
         return 0, super().weight_tiles[1]
+
+    def prefetch_weights(self, *arguments) -> None:
+        """There are none of GEMM1."""
+
+    def combine_rows(self, *arguments) -> None:
+        """There are no tokens to combine for."""
 
 
 class SwapAbGemm2(Gemm2Only, SwapAbGemms):
@@ -67,7 +73,7 @@ class GroupedGemm:
 
     Without swap_ab, a and a_scale pad every expert to whole blocks of 64 rows. act_rows is a
     multiple of 4. The counters start as routing and gathering leave them: 0 tiles handed out, then
-    for each expert its rows in a, which are ready. There are no tokens, and so nothing to combine.
+    for each expert its rows in a, which are ready.
     """
 
     POINTERS = (
