@@ -52,10 +52,6 @@ class GatheredTokens(MoeGemms):
         return GROUP_COLUMNS
 
     @property
-    def producer_groups(self) -> int:
-        return self.combine.groups - 1
-
-    @property
     def row_bytes(self) -> int:
         return TOKEN_WARPS * BUFFER_BYTES
 
@@ -172,7 +168,7 @@ class GatheredTokens(MoeGemms):
                 offsets, row_token, act, act_scale, counters, num_tokens, act_rows,
             )  # fmt: skip
             self.combine_rows(
-                worker, self.num_sms * TOKEN_WARPS, (0, self.producer_groups),
+                worker, self.num_sms * TOKEN_WARPS, (0, self.combine.groups - 1),
                 shared.rows.data_ptr() + (thread // 32 - 1) * BUFFER_BYTES, y, token_rows, output,
                 offsets, counters, num_tokens,
             )  # fmt: skip

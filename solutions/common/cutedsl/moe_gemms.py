@@ -3,7 +3,7 @@
 One list of tiles runs through GEMM1 and GEMM2 (`tile_queue`), so the weight stream never drains
 between them: a GEMM2 tile waits only for the GEMM1 tiles of its own expert (counters in global
 memory), and its weights are already on the way while it waits. Where the list ends, the consumers
-add up the rows of y (`combine`), group of columns by group as these become complete.
+add up the rows of y (`combine`), in the last group of columns if there are several.
 
 A GEMM1 tile is R weight rows, half of them up and half gate rows for the same R/2 columns of the
 activation, taken alternately in groups of 8 (one five-dimensional TMA box): wgmma's accumulator
@@ -108,12 +108,7 @@ class MoeGemms:
     @property
     def group_columns(self) -> int:
         """Columns of y that are completed, and combined, together."""
-        raise NotImplementedError
-
-    @property
-    def producer_groups(self) -> int:
-        """How many of the first groups the producers combine; the consumers do the others."""
-        return 0
+        return self.geometry.hidden_size
 
     @property
     def result_bytes(self) -> int:
@@ -284,11 +279,11 @@ class MoeGemms:
             # the ring is empty, and its memory free once all consumers have left it
             NamedBarrier(COMBINE_BARRIER, self.consumer_threads).arrive_and_wait()
             block, _, _ = cute.arch.block_idx()
+            groups = self.combine.groups
             self.combine_rows(
                 (warp - 4) * self.num_sms + block, self.num_sms * consumer_warps,
-                (self.producer_groups, self.combine.groups),
-                shared.weights.data_ptr() + (warp - 4) * BUFFER_BYTES, y, token_rows, output,
-                expert_offsets, counters, num_tokens,
+                (groups - 1, groups), shared.weights.data_ptr() + (warp - 4) * BUFFER_BYTES, y,
+                token_rows, output, expert_offsets, counters, num_tokens,
             )  # fmt: skip
         if cutlass.const_expr(cluster > 1):  # till then the others' loads and arrivals come here
             cute.arch.cluster_arrive()

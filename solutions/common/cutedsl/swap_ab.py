@@ -26,17 +26,12 @@ from .tile_queue import END, GEMM1, Tile
 from .vectors import vector
 
 CHAINS_IN_TURN = 4  # wgmma chains between two points without a wgmma in flight
-GROUPS = 2  # of y's columns: blocks that are done early combine the first while the others finish
 SLOTS_AHEAD = 6  # of weights that a block prefetches: 13 MB in all, 3 us of the memory's time
 AHEAD_FROM = 8  # tokens: with fewer, most experts have none
 
 
 class SwapAbGemms(MoeGemms):
     """See the module's docstring."""
-
-    @property
-    def group_columns(self) -> int:
-        return self.geometry.hidden_size // GROUPS
 
     @property
     def result_bytes(self) -> int:
