@@ -1,7 +1,7 @@
-"""MoE layer in CuTe DSL: routing, then one kernel for both GEMMs, then the combine.
+"""MoE layer in CuTe DSL: routing, then one kernel for both GEMMs and the combine.
 
-No padding, no host synchronisation, compiled once for every number of tokens of a configuration;
-one host call launches everything.
+No padded batch, no host synchronisation, compiled once for every number of tokens of a
+configuration; one host call launches everything.
 """
 
 from functools import lru_cache
