@@ -11,6 +11,7 @@ SCRATCH = tempfile.mkdtemp()
 os.environ.update(CUTE_DSL_ARCH="sm_90a", CUTE_DSL_DUMP_DIR=SCRATCH)
 
 import cutlass.cute as cute  # noqa: E402
+from mock_cuda import MockRuntime  # noqa: E402
 from sass import inspect  # noqa: E402
 
 from solutions.common.cutedsl import routing  # noqa: E402
@@ -26,11 +27,29 @@ ROUTING_THREADS = {
 INSTRUCTIONS = r"\b(QGMMA|UTMALDG\.\dD|UTMAPF|LDGSTS|LDL|STL|WARPGROUP\.DEPBAR)"
 
 
+POINTERS = [i << 32 for i in range(1, 1 + len(MoeLayer.POINTERS))]
+FACTOR_BITS = 0x40200000  # 2.5
+
+
+def launches(layer: MoeLayer, compiled, num_tokens: int) -> list[dict]:
+    """What each kernel of a call is launched with; the GEMMs' last, with its TMA descriptors."""
+    runtime = MockRuntime(compiled, Path(SCRATCH))
+    integers = [num_tokens, 32, FACTOR_BITS]
+    number = 2 if num_tokens <= routing.FEW_TOKENS else 3
+    # behind the two of the weights come 14 pointers and 2 integers, then four and their tensors
+    descriptors = 2 if layer.config.swap_ab else 26
+    return [
+        runtime.launch(POINTERS, integers, descriptors if kernel == number - 1 else 0, kernel)
+        for kernel in range(number)
+    ]
+
+
 def main():
     os.chdir(SCRATCH)
-    for _, config in TABLE:
+    for max_tokens, config in TABLE:
         layer = MoeLayer(DEEPSEEK_V3_EP8, config, num_sms=132)
-        usage, sass = inspect(layer.compile(cute.KeepCUBIN).artifacts.CUBIN, Path(SCRATCH))
+        compiled = layer.compile(cute.KeepCUBIN)
+        usage, sass = inspect(compiled.artifacts.CUBIN, Path(SCRATCH))
         kernels = re.findall(r"kernel_cutlass_(\w+?)_solutions\S+\s+REG:(\d+)", usage)
         routing_registers = {name: int(count) for name, count in kernels if name != "kernel"}
         facts = {
@@ -41,6 +60,8 @@ def main():
             "routing": [(routing_registers[name], n) for name, n in ROUTING_THREADS.items()],
             "stack": max(map(int, re.findall(r"STACK:(\d+)", usage))),
             "instructions": Counter(re.findall(INSTRUCTIONS, sass)),
+            "num_tokens": (num_tokens := min(max_tokens, 3000)),
+            "launches": launches(layer, compiled, num_tokens),
         }
         print(json.dumps(facts))
 

@@ -17,12 +17,20 @@ SOURCE = """
 #include <stddef.h>
 typedef struct { unsigned grid[3], block[3]; size_t shared; void *stream, *attributes;
                  unsigned count; } Config;
+typedef struct { int id, reserved; unsigned value[16]; } Attribute;  // cudaLaunchAttribute
 Config config;
-unsigned char descriptors[16][128];
-int wanted;
+unsigned cluster[3];
+unsigned char descriptors[32][128];
+int wanted, kernel_number, launches;
 
 int _cudaLaunchKernelEx(const Config *given, void *kernel, void **arguments) {
+    if (launches++ != kernel_number) return 0;
     config = *given;
+    cluster[0] = cluster[1] = cluster[2] = 1;
+    for (unsigned i = 0; i < given->count; i++) {
+        const Attribute *attribute = (const Attribute *)given->attributes + i;
+        if (attribute->id == 4) memcpy(cluster, attribute->value, sizeof cluster);
+    }
     for (int i = 0; i < wanted; i++) memcpy(descriptors[i], arguments[i], 64);
     return 0;
 }
@@ -62,13 +70,17 @@ class MockRuntime:
         init((ctypes.c_void_p * 2)(ctypes.addressof(place), ctypes.addressof(result)))
         assert result.value == 0
 
-    def launch(self, pointers: list[int], integers: list[int], descriptors: int) -> dict:
-        """Call with addresses, 32-bit integers and a null stream.
+    def launch(
+        self, pointers: list[int], integers: list[int], descriptors: int, kernel: int = 0
+    ) -> dict:
+        """Call with addresses, 32-bit integers and a null stream; look at one of its launches.
 
-        Returns grid, block, shared and, of the kernel's first `descriptors` arguments (TMA
-        descriptors), the first 64 bytes as 32-bit words.
+        Returns how many launches there were and, of launch number `kernel`, its grid, block,
+        cluster, shared memory and the first 64 bytes of its first `descriptors` arguments (TMA
+        descriptors) as 32-bit words.
         """
-        ctypes.c_int.in_dll(self._library, "wanted").value = descriptors
+        for name, value in (("wanted", descriptors), ("kernel_number", kernel), ("launches", 0)):
+            ctypes.c_int.in_dll(self._library, name).value = value
         result = ctypes.c_int(-1)
         values = [
             *map(ctypes.c_void_p, pointers), *map(ctypes.c_int32, integers), ctypes.c_void_p(0),
@@ -78,10 +90,12 @@ class MockRuntime:
         self._entry(arguments, len(values))
         assert result.value == 0
         config = (ctypes.c_uint32 * 8).in_dll(self._library, "config")
-        memory = (ctypes.c_uint32 * 32 * 16).in_dll(self._library, "descriptors")
+        memory = (ctypes.c_uint32 * 32 * 32).in_dll(self._library, "descriptors")
         return {
+            "launches": ctypes.c_int.in_dll(self._library, "launches").value,
             "grid": config[0:3],
             "block": config[3:6],
+            "cluster": (ctypes.c_uint32 * 3).in_dll(self._library, "cluster")[:],
             "shared": config[6],
             "descriptors": [memory[i][:16] for i in range(descriptors)],
         }

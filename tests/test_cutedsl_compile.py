@@ -53,6 +53,56 @@ def test_instructions(kernels):
         assert count["QGMMA"] >= 2 * count["WARPGROUP.DEPBAR"] > 0, kernel
 
 
+def test_launches(kernels):
+    """Grid, block, cluster and shared memory of the routing's kernels and the GEMMs'."""
+    for kernel, (_, config) in zip(kernels, TABLE):
+        *routing, gemms = kernel["launches"]
+        assert all(launch["launches"] == len(routing) + 1 for launch in kernel["launches"])
+        chunks = -(-kernel["num_tokens"] // 16)
+        shapes = [(launch["grid"], launch["block"], launch["cluster"]) for launch in routing]
+        if kernel["num_tokens"] <= 128:
+            assert shapes == [([8, 1, 1], [512, 1, 1], [8, 1, 1])]
+        else:
+            blocks = -(-chunks // 32)
+            assert shapes == [
+                ([chunks, 1, 1], [512, 1, 1], [1, 1, 1]), ([blocks, 1, 1], [1024, 1, 1], [1, 1, 1])
+            ]  # fmt: skip
+        assert gemms["grid"] == [132, 1, 1] and gemms["cluster"] == [config.cluster, 1, 1]
+        assert gemms["block"] == [kernel["threads"], 1, 1]
+        assert gemms["shared"] == kernel["shared"]
+
+
+def test_tma_descriptors(kernels):
+    """Address, sizes, strides and box of the weights and, where TMA loads them, of the tokens."""
+    h, i, experts = 7168, 2048, 32
+    for kernel, (_, config) in zip(kernels, TABLE):
+        rows, r = 8 * kernel["num_tokens"] + experts * 64, config.weight_rows
+        part, groups = r // config.cluster, 2 * i // r
+        act, act_scale = 9 << 32, 10 << 32  # compile_cutedsl.py passes argument number << 32
+        expected = {
+            # address, sizes, strides in bytes, box
+            0: (5 << 32, (h, 8, 2, i // 8, experts), (h, i * h, 8 * h, 2 * i * h),
+                (128, 8, 2, part // 16)),
+            1: (7 << 32, (i, h, experts), (i, h * i), (128, part)),
+        }  # fmt: skip
+        if not config.swap_ab:
+            box = (config.tokens, 128 // config.act_columns)
+            expected |= {
+                18: (act + rows * i, (h, rows), (h,), (128, 64)),
+                20: (act, (i, rows), (i,), (128, 64)),
+                22: (act_scale + 4 * rows * groups, (rows, h // 128), (4 * rows,), (box[0], 1)),
+                24: (act_scale, (rows, groups), (4 * rows,), box),
+            }
+        descriptors = kernel["launches"][-1]["descriptors"]
+        for index, (address, sizes, strides, box) in expected.items():
+            words = descriptors[index]
+            assert words[0] | words[1] << 32 == address, (kernel["config"], index)
+            assert words[3 : 3 + len(strides)] == [stride // 16 for stride in strides]
+            assert words[8 : 8 + len(sizes)] == [size - 1 for size in sizes]
+            boxes = [words[13] >> 24, *words[14].to_bytes(4, "little")]
+            assert boxes[: len(box)] == [size - 1 for size in box], (kernel["config"], index)
+
+
 def test_weight_rows_of_a_warpgroup():
     with pytest.raises(ValueError, match="weight_rows must be 128 .* one warpgroup, got 256"):
         GemmConfig(swap_ab=True, tokens=80, weight_rows=256, warpgroups=1, stages=4)
