@@ -11,6 +11,7 @@ SCRATCH = tempfile.mkdtemp()
 os.environ.update(CUTE_DSL_ARCH="sm_90a", CUTE_DSL_DUMP_DIR=SCRATCH)
 
 import cutlass.cute as cute  # noqa: E402
+from accumulator import places  # noqa: E402
 from mock_cuda import MockRuntime  # noqa: E402
 from sass import inspect  # noqa: E402
 
@@ -60,6 +61,7 @@ def main():
             "routing": [(routing_registers[name], n) for name, n in ROUTING_THREADS.items()],
             "stack": max(map(int, re.findall(r"STACK:(\d+)", usage))),
             "instructions": Counter(re.findall(INSTRUCTIONS, sass)),
+            "accumulator": places(layer.gemms.tiled_mma, config.warpgroups),
             "num_tokens": (num_tokens := min(max_tokens, 3000)),
             "launches": launches(layer, compiled, num_tokens),
         }

@@ -14,8 +14,8 @@ from pathlib import Path
 SCRATCH = tempfile.mkdtemp()
 os.environ.update(CUTE_DSL_ARCH="sm_90a", CUTE_DSL_DUMP_DIR=SCRATCH)
 
-import cutlass  # noqa: E402
 import cutlass.cute as cute  # noqa: E402
+from accumulator import places  # noqa: E402
 from mock_cuda import MockRuntime  # noqa: E402
 from sass import inspect  # noqa: E402
 
@@ -29,24 +29,6 @@ from solutions.common.cutedsl.padded_gemm import (  # noqa: E402
 INSTRUCTIONS = r"\b(QGMMA|UTMALDG\.\dD|UTMASTG\.\dD|LDL|STL|WARPGROUP\.DEPBAR)"
 EXPERTS, MAX_M, N, K = 5, 44, 384, 256
 POINTERS = [i << 32 for i in range(1, 7)]
-
-
-def accumulator(kernel: PaddedGemmKernel) -> list:
-    """[row, column] of every consumer thread's every value in one partial sum of the tile."""
-    places = []
-
-    @cute.jit
-    def look():
-        mma = kernel.tiled_mma()
-        rows, columns = mma.get_tile_size(0), mma.get_tile_size(1)
-        layout = mma.tv_layout_C_tiled
-        for thread in cutlass.range_constexpr(128 * CONSUMERS):
-            for value in cutlass.range_constexpr(rows * columns // (128 * CONSUMERS)):
-                index = cute.crd2idx((thread, value), layout)
-                places.append([index % rows, index // rows])
-
-    look()
-    return places
 
 
 def main():
@@ -64,7 +46,7 @@ def main():
             "registers": max(map(int, re.findall(r"REG:(\d+)", usage))),
             "stack": max(map(int, re.findall(r"STACK:(\d+)", usage))),
             "instructions": Counter(re.findall(INSTRUCTIONS, sass)),
-            "accumulator": accumulator(kernel),
+            "accumulator": places(kernel.tiled_mma, CONSUMERS),
             "launch": launch,
         }
         print(json.dumps(facts))

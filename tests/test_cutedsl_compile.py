@@ -53,6 +53,23 @@ def test_instructions(kernels):
         assert count["QGMMA"] >= 2 * count["WARPGROUP.DEPBAR"] > 0, kernel
 
 
+def test_accumulator(kernels):
+    """The map in the docstrings of swap_ab.py and direct.py, and each place once."""
+    for kernel, (_, config) in zip(kernels, TABLE):
+        columns = config.tokens if config.swap_ab else 128
+        expected = []
+        for thread in range(128 * config.warpgroups):
+            warp, lane = thread // 32, thread % 32
+            expected += [
+                [16 * warp + lane // 4 + 8 * i, 8 * j + 2 * (lane % 4) + c]
+                for j in range(columns // 8)
+                for i in range(2)
+                for c in range(2)
+            ]
+        assert kernel["accumulator"] == expected, kernel["config"]
+        assert len(set(map(tuple, expected))) == 64 * config.warpgroups * columns
+
+
 def test_launches(kernels):
     """Grid, block, cluster and shared memory of the routing's kernels and the GEMMs'."""
     for kernel, (_, config) in zip(kernels, TABLE):

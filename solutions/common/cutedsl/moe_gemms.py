@@ -125,6 +125,12 @@ class MoeGemms:
         """M and N of one wgmma."""
         raise NotImplementedError
 
+    def tiled_mma(self) -> cute.TiledMma:
+        return make_trivial_tiled_mma(
+            Float8E4M3FN, Float8E4M3FN, OperandMajorMode.K, OperandMajorMode.K, Float32,
+            (self.config.warpgroups, 1, 1), self.mma_shape,
+        )  # fmt: skip
+
     @cute.jit
     def __call__(
         self,
@@ -166,10 +172,6 @@ class MoeGemms:
             load, w1_tensor, box1, (BLOCK, 8, 2, part // 16)
         )
         tma2, tma2_tensor = cpasync.make_tiled_tma_atom(load, w2_tensor, box2, (part, BLOCK))
-        tiled_mma = make_trivial_tiled_mma(
-            Float8E4M3FN, Float8E4M3FN, OperandMajorMode.K, OperandMajorMode.K, Float32,
-            (self.config.warpgroups, 1, 1), self.mma_shape,
-        )  # fmt: skip
 
         @cute.struct
         class Shared:
@@ -187,7 +189,7 @@ class MoeGemms:
 
         self.shared = Shared
         self.kernel(
-            tma1, tma1_tensor, tma2, tma2_tensor, tiled_mma, hidden, hidden_scale, w1_scale,
+            tma1, tma1_tensor, tma2, tma2_tensor, self.tiled_mma(), hidden, hidden_scale, w1_scale,
             w2_scale, expert_offsets, row_token, row_weight, act, act_scale, y, token_rows, output,
             counters, num_tokens, act_rows, self.token_loads(act, act_scale, act_rows),
         ).launch(
