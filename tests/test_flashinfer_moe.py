@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from bundle.oracle import execute_reference
 from bundle.paths import ROOT
 from layers import DEVICE, ROUTES, TOY, assert_close, call, inputs, routed_to
+from real_layer import assert_close_to_torch, real_inputs, run_real
 from toy_reference import toy_definition
 
 pytest.importorskip("flashinfer")
@@ -252,57 +253,13 @@ def test_module_must_be_built(monkeypatch, built):
 
 # From here on the real functions, at the real geometry.
 
-
-def real_inputs(seq_len: int, routing: dict | None = None, offset: int = 64) -> dict:
-    """routing: logits and bias; by default random, the same on every device."""
-    g, generator = DEEPSEEK_V3_EP8, torch.Generator(DEVICE).manual_seed(seq_len)
-    e, h, i = g.num_local_experts, g.hidden_size, g.intermediate_size
-    if routing is None:
-        random = torch.Generator().manual_seed(seq_len)
-        logits = torch.randn(seq_len, 256, generator=random)
-        bias = (0.1 * torch.randn(256, generator=random)).to(BF16)
-        routing = {"routing_logits": logits, "routing_bias": bias}
-
-    def normal(*shape):
-        return torch.randn(shape, generator=generator, device=DEVICE)
-
-    return {
-        **{name: tensor.to(DEVICE) for name, tensor in routing.items()},
-        "hidden_states": normal(seq_len, h).to(FP8),
-        "hidden_states_scale": normal(h // 128, seq_len),
-        "gemm1_weights": normal(e, 2 * i, h).to(FP8),
-        "gemm1_weights_scale": 0.1 * normal(e, 2 * i // 128, h // 128),
-        "gemm2_weights": normal(e, h, i).to(FP8),
-        "gemm2_weights_scale": 0.1 * normal(e, h // 128, i // 128),
-        "local_expert_offset": offset,
-        "routed_scaling_factor": 2.5,
-    }
-
-
-def run_real(run, arguments: dict) -> torch.Tensor:
-    shape = arguments["hidden_states"].shape
-    output = torch.full(shape, float("nan"), dtype=BF16, device=DEVICE)
-    run(*arguments.values(), output)
-    return output
-
-
-def assert_close_to_torch(arguments: dict) -> None:
-    """The activations are rounded to fp8 twice, each time at 3 % of their size.
-
-    Some token must have a local expert: otherwise this would compare nothing.
-    """
-    actual = run_real(main.run, arguments).double()
-    expected = run_real(torch_moe.run, arguments).double()
-    assert torch.isfinite(actual).all()
-    silent = (expected == 0).all(dim=1)
-    assert not silent.all() and not actual[silent].any()
-    assert (actual - expected).norm() < 0.08 * expected.norm()
+TOLERANCE = 0.08  # the activations are rounded to fp8 twice, each time at 3 % of their size
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("seq_len, offset", [(1, 0), (15, 224), (40, 100), (80, 32), (1000, 3)])
 def test_real_layer(seq_len, offset):
-    assert_close_to_torch(real_inputs(seq_len, offset=offset))
+    assert_close_to_torch(main.run, real_inputs(seq_len, offset=offset), TOLERANCE)
 
 
 @pytest.mark.gpu
@@ -315,7 +272,7 @@ def test_real_layer_without_local_pair(seq_len):
 @pytest.mark.gpu
 def test_real_layer_with_one_hot_expert():
     routing = routed_to([70], 200, DEEPSEEK_V3_EP8, offset=64)
-    assert_close_to_torch(real_inputs(200, routing))
+    assert_close_to_torch(main.run, real_inputs(200, routing), TOLERANCE)
 
 
 @pytest.mark.gpu
