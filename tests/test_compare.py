@@ -17,11 +17,11 @@ import pytest
 from bundle.comparison import COMMON, MISSING, ComparisonError, compare
 from bundle.paths import ROOT, BadInput
 from bundle.roofline import Gpu
-from bundle.tables import replace_section, sheets, terminal, write_whole
+from bundle.tables import facts, replace_section, sheets, terminal, write_whole
 from bundle.traces import load_traces
 from flashinfer_bench.data import RandomInput, ScalarInput, Workload
 from rich.console import Console
-from trace_factory import H100, ROWS, all_rows, make_trace, moe_workload, write_traces
+from trace_factory import H100, LIBS, ROWS, all_rows, make_trace, moe_workload, write_traces
 
 FAST, SLOW = "triton_fused_moe_v3", "torch_moe"
 
@@ -211,6 +211,17 @@ def test_library_versions_are_refused(tmp_path, libs):
     with pytest.raises(ComparisonError, match=r"(torch|triton):\n"):
         compared(folder)
     assert len(compared(folder, mix=True).columns) == 2
+
+
+def test_drivers(tmp_path):
+    """Traces that name none, as the harness's own, go with any; two drivers are refused."""
+    known = all_rows(FAST, libs=LIBS | {"driver": "580.1"})
+    comparison = compared(write_traces(tmp_path / "one", [*all_rows(SLOW), *known]))
+    assert len(comparison.columns) == 2
+    assert dict(facts(comparison, "command"))["hardware"] == "NVIDIA H200, driver 580.1"
+    other = all_rows(SLOW, libs=LIBS | {"driver": "570.2"})
+    with pytest.raises(ComparisonError, match="driver:\n"):
+        compared(write_traces(tmp_path / "two", [*other, *known]))
 
 
 def test_harness_layouts_are_refused(tmp_path):

@@ -9,6 +9,7 @@ import time
 
 import pytest
 import run
+from bundle import session
 from bundle.cpu_runner import CpuBenchmark, CpuRunner
 from bundle.dataset import load_dataset
 from bundle.paths import ROOT
@@ -100,6 +101,15 @@ def test_victims_of_a_restart_are_run_again_alone(root, tmp_path):
     assert statuses == {"one": "RUNTIME_ERROR", "two": "PASSED"}
     assert [names for _, names in benchmark._runner.calls] == [["one", "two"], ["two"]]
     assert stored(tmp_path, dataset) == {("one", "workload-3"): None, ("two", "workload-3"): 1.0}
+
+
+def test_traces_name_the_driver(root, tmp_path, monkeypatch):
+    dataset = load_dataset(root)
+    benchmark = ScriptedBenchmark(root, {"one": [passed()], "two": [failed("no")]})
+    monkeypatch.setattr(session, "driver_version", lambda: "580.1")
+    list(run_job(benchmark, jobs_of(dataset)[0], tmp_path))
+    traces = read_traces(tmp_path, dataset.definitions[DEFINITION])
+    assert [trace.evaluation.environment.libs["driver"] for trace in traces] == ["580.1"] * 2
 
 
 def test_interrupt_keeps_finished_traces(root, tmp_path):

@@ -18,10 +18,13 @@ from flashinfer_bench.data import ScalarInput
 from .paths import BadInput
 from .replicas import DEFINITION, table_path
 from .roofline import GPUS, REGIMES, Gpu, MoeGeometry, Routing, load_routings, regime_of
-from .traces import UNKNOWN_HARNESS, TraceRecord
+from .traces import DRIVER, UNKNOWN_HARNESS, TraceRecord
 
 PASSED = "PASSED"
 MISSING = "missing"
+ABSENT = "absent"  # the value of what a trace's environment does not name
+# values that say that something was not recorded: they differ from no other
+NOT_RECORDED = {"flashinfer_bench": UNKNOWN_HARNESS, DRIVER: ABSENT}
 COMMON = "common"  # the scope of the workloads passed by all solutions that passed any
 
 
@@ -215,7 +218,7 @@ def _compare_one(
     differing = {
         name: by_value
         for name, by_value in environments.items()
-        if len(by_value.keys() - {UNKNOWN_HARNESS}) > 1
+        if len(by_value.keys() - {NOT_RECORDED.get(name)}) > 1
     }
     sets = _workload_sets(records, routings)
     if not mix:
@@ -297,13 +300,13 @@ def _compare_one(
 
 
 def _environments(records: Iterable[TraceRecord]) -> dict[str, dict[str, list[TraceRecord]]]:
-    """For hardware, harness and each library: the records by value, `absent` included."""
+    """For hardware, harness, driver and each library: the records by value, ABSENT included."""
     environments = [(record.environment, record) for record in records]
     names = dict.fromkeys(name for environment, _ in environments for name in environment)
     by_value: dict[str, dict[str, list[TraceRecord]]] = {name: defaultdict(list) for name in names}
     for environment, record in environments:
         for name in names:
-            by_value[name][environment.get(name, "absent")].append(record)
+            by_value[name][environment.get(name, ABSENT)].append(record)
     return by_value
 
 
@@ -377,7 +380,7 @@ def _latest(
     latest: dict[tuple[tuple[str, ...], str], TraceRecord] = {}
     for record in records:
         environment = record.environment
-        variant = (record.solution, *(environment.get(name, "absent") for name in differing))
+        variant = (record.solution, *(environment.get(name, ABSENT) for name in differing))
         key = variant, record.trace.workload.uuid
         if key not in latest or record.timestamp >= latest[key].timestamp:
             latest[key] = record

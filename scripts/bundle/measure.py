@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -37,7 +38,7 @@ def provenance(command: str) -> Provenance:
     snapshot = env_snapshot("cuda:0" if on_gpu else "cpu")
     return Provenance(
         hardware=snapshot.hardware,
-        driver=_driver_version() if on_gpu else None,
+        driver=driver_version(),
         flashinfer_bench=version("flashinfer-bench"),
         libs=snapshot.libs,
         command=command,
@@ -46,7 +47,11 @@ def provenance(command: str) -> Provenance:
     )
 
 
-def _driver_version() -> str:
+@cache
+def driver_version() -> str | None:
+    """Of the NVIDIA driver; None without a GPU."""
+    if not torch.cuda.is_available():
+        return None
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
     try:
         return subprocess.run(query, check=True, capture_output=True, text=True).stdout.strip()

@@ -18,7 +18,8 @@ from flashinfer_bench.data import (
     save_jsonl_file,
 )
 
-from .traces import load_traces
+from .measure import driver_version
+from .traces import DRIVER, load_traces
 
 # flashinfer-bench 0.1.2: after a worker's restart, the other solutions of that workload are given
 # the dead worker's baseline. The failure is not theirs.
@@ -101,13 +102,17 @@ def store_traces(traces_dir: Path, definition: Definition, new: list[Trace]) -> 
 
 
 def _evaluate(benchmark: Benchmark, job: Job) -> list[Trace]:
-    """Have the harness run exactly this job."""
+    """Have the harness run exactly this job; its traces also name the driver."""
     trace_set = benchmark.get_trace_set()
     name = job.definition.name
     trace_set.definitions = {name: job.definition}
     trace_set.solutions = {name: job.solutions}
     trace_set.workloads = {name: [job.workload]}
-    return benchmark.run_all(dump_traces=False).traces.get(name, [])
+    traces = benchmark.run_all(dump_traces=False).traces.get(name, [])
+    if driver := driver_version():
+        for trace in traces:
+            trace.evaluation.environment.libs[DRIVER] = driver
+    return traces
 
 
 def _is_victim(trace: Trace) -> bool:

@@ -25,8 +25,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from .comparison import COMMON, PASSED, Accuracy, Aggregate, Cell, Comparison, Row
+from .comparison import ABSENT, COMMON, PASSED, Accuracy, Aggregate, Cell, Comparison, Row
 from .paths import BadInput
+from .traces import DRIVER
 
 WIDTH = 100  # characters of a table where the terminal does not tell
 MARKDOWN_WIDTH = 130
@@ -307,6 +308,8 @@ def facts(comparison: Comparison, command: str) -> list[tuple[str, str]]:
     environment = dict(provenance.environment)
     hardware = ", ".join(environment.pop("hardware"))
     harness = ", ".join(environment.pop("flashinfer_bench"))
+    if drivers := [known for known in environment.pop(DRIVER, ()) if known != ABSENT]:
+        hardware += f", driver {' | '.join(drivers)}"
     dates = " to ".join(dict.fromkeys([provenance.first[:16], provenance.last[:16]]))
     count = f"{provenance.traces}"
     if provenance.superseded:

@@ -18,6 +18,7 @@ from .paths import BadInput
 LAYOUT_0_1 = "0.1.x, by its folders"  # traces/<op_type>/<definition>.jsonl
 LAYOUT_BY_AUTHOR = "newer than 0.1.x, by its folders"  # traces/<author>/<op_type>/...
 UNKNOWN_HARNESS = "unknown"
+DRIVER = "driver"  # among the libraries of a trace's environment; the harness does not record it
 
 
 class TraceError(BadInput):
