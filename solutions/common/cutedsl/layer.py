@@ -104,7 +104,7 @@ def compiled_layer(geometry: Geometry, num_tokens: int, device: int):
 def act_rows(geometry: Geometry, config: GemmConfig, num_tokens):
     """Rows of act: without swap_ab every expert is padded to whole blocks (`gathered_tokens`)."""
     padding = 0 if config.swap_ab else geometry.num_local_experts * ROW_BLOCK
-    return num_tokens * max_rows(geometry, 1) + padding
+    return max_rows(geometry, num_tokens) + padding
 
 
 def layer_buffers(geometry: Geometry, num_tokens: int) -> tuple:

@@ -73,7 +73,7 @@ def _swizzled(shape: tuple, stride: tuple) -> cute.ComposedLayout:
 
 
 class MoeGemms:
-    """See the module's docstring. A subclass defines `result_bytes`, `operands` and `consume`."""
+    """See the module's docstring. A subclass defines `result_bytes`, `mma_shape` and `consume`."""
 
     def __init__(self, geometry: Geometry, config: GemmConfig, num_sms: int):
         self.geometry = geometry
@@ -109,6 +109,11 @@ class MoeGemms:
     def group_columns(self) -> int:
         """Columns of y that are completed, and combined, together."""
         return self.geometry.hidden_size
+
+    @property
+    def group_tiles(self) -> int:
+        """Weight tiles of such a group."""
+        return self.group_columns // self.config.weight_rows
 
     @property
     def result_bytes(self) -> int:
@@ -357,15 +362,13 @@ class MoeGemms:
             experts,
             config.tokens * config.cluster,
             *self.weight_tiles,
-            self.group_columns // config.weight_rows,
+            self.group_tiles,
         )
 
     def counter_of(self, tile: Tile) -> Int32:
         """Number of the counter to raise when the tile is finished; 0: none."""
-        group = tile.column // (self.group_columns // self.config.weight_rows)
-        number = 1 + select(
-            tile.gemm == GEMM1, tile.expert, self.geometry.num_local_experts + group
-        )
+        group = self.geometry.num_local_experts + tile.column // self.group_tiles
+        number = 1 + select(tile.gemm == GEMM1, tile.expert, group)
         return select(tile.gemm == END, 0, number)
 
     @cute.jit
@@ -374,7 +377,7 @@ class MoeGemms:
         token_rows, output, offsets, counters, num_tokens: Int32,
     ):  # fmt: skip
         """The share of warp `worker` of `workers` in groups[0] .. groups[1] - 1."""
-        tiles = self.tile_list(offsets).total * (self.group_columns // self.config.weight_rows)
+        tiles = self.tile_list(offsets).total * self.group_tiles
         self.combine.work(
             self.combine.items(groups[0], num_tokens) + worker, Int32(workers),
             self.combine.items(groups[1], num_tokens), buffer, y, token_rows, output,
