@@ -120,14 +120,6 @@ def _compiled(geometry: Geometry, config: GemmConfig, device: int):
     return GroupedGemm(geometry, config, num_sms).compile(options="--enable-tvm-ffi")
 
 
-def _places(offsets: torch.Tensor, block: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where each row goes when every expert is padded to whole blocks, and the padded sizes."""
-    sizes = (offsets.diff() + block - 1) // block * block
-    rows = torch.arange(int(offsets[-1]), device=offsets.device)
-    expert = torch.searchsorted(offsets[1:], rows, right=True)
-    return rows - offsets[expert] + sizes.cumsum(0)[expert] - sizes[expert], sizes
-
-
 def cutedsl_v3(problem: Problem) -> Launch:
     """In the configuration that the solution takes for as many rows per expert."""
     experts, n, k = problem.b.shape
@@ -143,18 +135,15 @@ def cutedsl_v3(problem: Problem) -> Launch:
 
     offsets = problem.offsets.new_full((EXPERTS + 1,), problem.rows)
     offsets[: experts + 1] = problem.offsets
-    places, sizes = _places(offsets, 1 if config.swap_ab else ROW_BLOCK)
-    act_rows = -(-sum(sizes.tolist()) // 4) * 4
-    a = problem.a.view(torch.uint8).new_zeros(act_rows, k)
-    a[places] = problem.a.view(torch.uint8)
-    a_scale = problem.a_scale.new_zeros(act_rows, k // 128)
-    a_scale[places] = problem.a_scale
+    block = 1 if config.swap_ab else ROW_BLOCK
+    sizes = [-(-rows // block) * block for rows in problem.rows_per_expert]
+    a, a_scale = problem.spread([*sizes, -sum(sizes) % 4])
     a_scale = a_scale.t().repeat_interleave(128 // config.act_columns, dim=0).contiguous()
     b_scale = F.pad(problem.b_scale, (0, 0, 0, 0, 0, EXPERTS - experts))
     row_weight = torch.ones(problem.rows, device=device)
     y = torch.empty(problem.rows, n, dtype=torch.bfloat16, device=device)
     start = torch.zeros(COUNTERS, dtype=torch.int32, device=device)
-    start[1 : 1 + EXPERTS] = sizes
+    start[1 : 1 + experts] = torch.tensor(sizes)
     counters = start.repeat(LAUNCHES, 1)
     operands = (a, a_scale, problem.b, b_scale, offsets, row_weight, y)
     turns = cycle(range(LAUNCHES))
@@ -164,7 +153,7 @@ def cutedsl_v3(problem: Problem) -> Launch:
         if turn == 0:  # so rarely that no median of times has it
             counters.copy_(start)
         compiled(
-            *(tensor.data_ptr() for tensor in operands), counters[turn].data_ptr(), act_rows,
+            *(tensor.data_ptr() for tensor in operands), counters[turn].data_ptr(), len(a),
             torch._C._cuda_getCurrentRawStream(device.index),
         )  # fmt: skip
         return y

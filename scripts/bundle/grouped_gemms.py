@@ -56,6 +56,24 @@ class Problem:
         sums = accumulate(self.rows_per_expert, initial=0)
         return torch.tensor([*sums], dtype=torch.int32, device=self.a.device)
 
+    def places(self, sizes: Sequence[int]) -> torch.Tensor:
+        """int64 [rows]: where each row goes in a buffer that has sizes[e] rows for expert e."""
+        places = [
+            first + row
+            for first, count in zip(accumulate(sizes, initial=0), self.rows_per_expert)
+            for row in range(count)
+        ]
+        return torch.tensor(places, dtype=torch.int64, device=self.a.device)
+
+    def spread(self, sizes: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """a and a_scale in such a buffer, zeros where there is no row."""
+        places, rows = self.places(sizes), sum(sizes)
+        a = self.a.view(torch.uint8).new_zeros(rows, self.k)
+        a[places] = self.a.view(torch.uint8)
+        a_scale = self.a_scale.new_zeros(rows, self.k // BLOCK)
+        a_scale[places] = self.a_scale
+        return a.view(FP8), a_scale
+
     def exact(self, expert: int, rows: slice, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """The result in `dtype` for some of an expert's rows, counted from its first."""
         first = sum(self.rows_per_expert[:expert])
@@ -263,16 +281,10 @@ class TritonGemm:
 # CuTe DSL --------------------------------------------------------------------------------------
 
 
-def _slots(problem: Problem) -> tuple[torch.Tensor, int]:
-    """Where each row goes in a padded batch [E * max_m], and max_m."""
-    most = max(problem.rows_per_expert)
-    max_m = -(-most // 4) * 4  # TMA wants strides of 16 bytes, a scale has 4
-    slots = [
-        expert * max_m + row
-        for expert, count in enumerate(problem.rows_per_expert)
-        for row in range(count)
-    ]
-    return torch.tensor(slots, device=problem.a.device), max_m
+def _batch(problem: Problem) -> list[int]:
+    """Rows of each expert in a batch padded to the tallest."""
+    most = -(-max(problem.rows_per_expert) // 4) * 4  # TMA: strides of 16 bytes, a scale has 4
+    return [most] * len(problem.rows_per_expert)
 
 
 def cutedsl_padded(problem: Problem) -> Launch:
@@ -280,19 +292,15 @@ def cutedsl_padded(problem: Problem) -> Launch:
     from solutions.common.cutedsl.padded_gemm import padded_gemm
 
     experts, _, k = problem.b.shape
-    slots, max_m = _slots(problem)
-    a = problem.a.view(torch.uint8).new_zeros(experts * max_m, k)
-    a[slots] = problem.a.view(torch.uint8)
-    a_scale = problem.a_scale.new_zeros(experts * max_m, k // BLOCK)
-    a_scale[slots] = problem.a_scale
-    padded = a.view(FP8).view(experts, max_m, k)
-    padded_scale = a_scale.t().contiguous().view(-1, experts, max_m)
+    a, a_scale = problem.spread(_batch(problem))
+    padded = a.view(experts, -1, k)
+    padded_scale = a_scale.t().contiguous().view(k // BLOCK, experts, -1)
     offsets = problem.offsets
     return lambda: padded_gemm(padded, padded_scale, problem.b, problem.b_scale, offsets)
 
 
 def cutedsl_rows(problem: Problem, padded: torch.Tensor) -> torch.Tensor:
-    return padded.flatten(0, 1)[_slots(problem)[0]]
+    return padded.flatten(0, 1)[problem.places(_batch(problem))]
 
 
 def cutedsl_v3(problem: Problem) -> Launch:
