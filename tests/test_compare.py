@@ -219,6 +219,8 @@ def test_drivers(tmp_path):
     comparison = compared(write_traces(tmp_path / "one", [*all_rows(SLOW), *known]))
     assert len(comparison.columns) == 2
     assert dict(facts(comparison, "command"))["hardware"] == "NVIDIA H200, driver 580.1"
+    unknown = all_rows(SLOW, libs=LIBS | {"driver": "unknown"})
+    assert len(compared(write_traces(tmp_path / "unknown", [*unknown, *known])).columns) == 2
     other = all_rows(SLOW, libs=LIBS | {"driver": "570.2"})
     with pytest.raises(ComparisonError, match="driver:\n"):
         compared(write_traces(tmp_path / "two", [*other, *known]))

@@ -7,7 +7,7 @@ import pytest
 from bundle.traces import (
     LAYOUT_0_1,
     LAYOUT_BY_AUTHOR,
-    UNKNOWN_HARNESS,
+    UNKNOWN,
     TraceError,
     load_traces,
 )
@@ -44,7 +44,7 @@ def test_takes_a_file_a_subfolder_and_a_dataset_root_each_file_once(tmp_path):
 def test_a_lone_file_tells_no_harness_version(tmp_path):
     path = tmp_path / "results.jsonl"
     path.write_text(lines_of(make_trace("a")))
-    assert load_traces([path])[0][0].harness == UNKNOWN_HARNESS
+    assert load_traces([path])[0][0].harness == UNKNOWN
 
 
 def test_a_recorded_harness_version_beats_the_layout(tmp_path):

@@ -18,13 +18,11 @@ from flashinfer_bench.data import ScalarInput
 from .paths import BadInput
 from .replicas import DEFINITION, table_path
 from .roofline import GPUS, REGIMES, Gpu, MoeGeometry, Routing, load_routings, regime_of
-from .traces import DRIVER, UNKNOWN_HARNESS, TraceRecord
+from .traces import DRIVER, UNKNOWN, TraceRecord
 
 PASSED = "PASSED"
 MISSING = "missing"
 ABSENT = "absent"  # the value of what a trace's environment does not name
-# values that say that something was not recorded: they differ from no other
-NOT_RECORDED = {"flashinfer_bench": UNKNOWN_HARNESS, DRIVER: ABSENT}
 COMMON = "common"  # the scope of the workloads passed by all solutions that passed any
 
 
@@ -218,7 +216,7 @@ def _compare_one(
     differing = {
         name: by_value
         for name, by_value in environments.items()
-        if len(by_value.keys() - {NOT_RECORDED.get(name)}) > 1
+        if len(recorded(name, by_value)) > 1
     }
     sets = _workload_sets(records, routings)
     if not mix:
@@ -297,6 +295,13 @@ def _compare_one(
 
 
 # What may be compared --------------------------------------------------------------------------
+
+
+def recorded(name: str, values: Iterable[str]) -> list[str]:
+    """The values of hardware, harness, driver or a library that say something: a library may be
+    absent, but a driver is only not named, as in the harness's own traces."""
+    silent = {UNKNOWN, ABSENT} if name == DRIVER else {UNKNOWN}
+    return [value for value in values if value not in silent]
 
 
 def _environments(records: Iterable[TraceRecord]) -> dict[str, dict[str, list[TraceRecord]]]:

@@ -16,6 +16,7 @@ import torch
 from flashinfer_bench.utils import env_snapshot
 
 from .reports import Provenance, now
+from .traces import UNKNOWN
 
 L2_BYTES = 256 << 20  # as flashinfer-bench clears before each call; larger than any L2 cache
 MARKER = "spin_kernel"  # the kernel of torch.cuda._sleep, which no solution launches
@@ -56,7 +57,7 @@ def driver_version() -> str | None:
     try:
         return subprocess.run(query, check=True, capture_output=True, text=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"  # nvidia-smi is not part of every container
+        return UNKNOWN  # nvidia-smi is not part of every container
 
 
 class Timer:

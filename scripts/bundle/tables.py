@@ -25,7 +25,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from .comparison import ABSENT, COMMON, PASSED, Accuracy, Aggregate, Cell, Comparison, Row
+from .comparison import COMMON, PASSED, Accuracy, Aggregate, Cell, Comparison, Row, recorded
 from .paths import BadInput
 from .traces import DRIVER
 
@@ -308,7 +308,7 @@ def facts(comparison: Comparison, command: str) -> list[tuple[str, str]]:
     environment = dict(provenance.environment)
     hardware = ", ".join(environment.pop("hardware"))
     harness = ", ".join(environment.pop("flashinfer_bench"))
-    if drivers := [known for known in environment.pop(DRIVER, ()) if known != ABSENT]:
+    if drivers := recorded(DRIVER, environment.pop(DRIVER, ())):
         hardware += f", driver {' | '.join(drivers)}"
     dates = " to ".join(dict.fromkeys([provenance.first[:16], provenance.last[:16]]))
     count = f"{provenance.traces}"

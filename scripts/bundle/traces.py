@@ -17,7 +17,7 @@ from .paths import BadInput
 # This matters: 0.1.x reports mean latencies on fresh clones, its successor medians without.
 LAYOUT_0_1 = "0.1.x, by its folders"  # traces/<op_type>/<definition>.jsonl
 LAYOUT_BY_AUTHOR = "newer than 0.1.x, by its folders"  # traces/<author>/<op_type>/...
-UNKNOWN_HARNESS = "unknown"
+UNKNOWN = "unknown"  # a harness or a driver
 DRIVER = "driver"  # among the libraries of a trace's environment; the harness does not record it
 
 
@@ -108,7 +108,7 @@ def _harness_of(file: Path, root: Path | None) -> str:
     if inside_traces:
         root = inside_traces[0]
     depth = len(file.relative_to(root).parts) if root else None
-    return {2: LAYOUT_0_1, 3: LAYOUT_BY_AUTHOR}.get(depth, UNKNOWN_HARNESS)
+    return {2: LAYOUT_0_1, 3: LAYOUT_BY_AUTHOR}.get(depth, UNKNOWN)
 
 
 def _parse(line: bytes, harness: str, path: Path, number: int) -> TraceRecord:
