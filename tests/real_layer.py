@@ -5,19 +5,23 @@ from collections.abc import Callable
 import torch
 from layers import DEVICE
 
-from solutions.common.geometry import DEEPSEEK_V3_EP8
+from solutions.common.geometry import DEEPSEEK_V3_EP8, Geometry
 from solutions.torch_moe import main as torch_moe
 
 FP8, BF16 = torch.float8_e4m3fn, torch.bfloat16
 
 
 def real_inputs(
-    seq_len: int, routing: dict | None = None, offset: int = 64, spread: float = 0.0
+    seq_len: int,
+    routing: dict | None = None,
+    offset: int = 64,
+    spread: float = 0.0,
+    geometry: Geometry = DEEPSEEK_V3_EP8,
 ) -> dict:
     """routing: logits and bias; by default random, the same on every device. spread: of the
     scales' logarithms."""
-    g, generator = DEEPSEEK_V3_EP8, torch.Generator(DEVICE).manual_seed(seq_len)
-    e, h, i = g.num_local_experts, g.hidden_size, g.intermediate_size
+    generator = torch.Generator(DEVICE).manual_seed(seq_len)
+    e, h, i = geometry.num_local_experts, geometry.hidden_size, geometry.intermediate_size
     if routing is None:
         random = torch.Generator().manual_seed(seq_len)
         logits = torch.randn(seq_len, 256, generator=random)

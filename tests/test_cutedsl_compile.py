@@ -42,9 +42,10 @@ def test_resources(kernels):
 
 
 def test_instructions(kernels):
-    for kernel in kernels:
+    for kernel, (_, config) in zip(kernels, TABLE):
         count = kernel["instructions"]
-        assert count["UTMALDG.5D"] == count["UTMALDG.3D"] == 1, kernel
+        # a box of weights for each block of a cluster
+        assert count["UTMALDG.5D"] == count["UTMALDG.3D"] == config.cluster, kernel
         assert count["LDGSTS"] > 0, kernel
         # weights of the first tiles go to L2 ahead of the routing's results
         assert count.get("UTMAPF", 0) == ("swap_ab=True" in kernel["config"]), kernel

@@ -47,11 +47,11 @@ def expected_tiles(counts, tile_rows, columns1, columns2, group):
         for expert, count in enumerate(counts):
             tiles = -(-count // tile_rows)
             for column in columns:
-                for nth in range(tiles):
+                for nth in range(tiles)[:: -1 if (column - columns[0]) % 2 else 1]:
                     rows = min(tile_rows, count - nth * tile_rows)
                     before = nth * tile_rows
                     row, padded = first[expert] + before, place[expert] + before
-                    yield gemm, expert, column, row, padded, rows, tiles * columns1
+                    yield gemm, expert, column, row, padded, rows, tiles * columns1, 0
 
 
 def listed_tiles(counts, tile_rows, columns1, columns2, group):
@@ -80,15 +80,26 @@ def test_no_pairs_at_all(warp):
     assert list(listed_tiles(np.zeros(32, int), 16, 32, 56, 8)) == []
 
 
-@pytest.mark.parametrize("rows", range(1, 257))
-def test_shares_of_a_cluster(warp, rows):
-    tile = Tile(GEMM1, expert=3, column=5, row=1000, place=1024, rows=np.int64(rows), ready=7)
-    first, second = (tile.share(np.int64(block), 2) for block in range(2))
-    assert (first.row, second.row) == (1000, 1000 + first.rows)
-    assert first.place == 1024 and second.place % 64 == 0
-    assert second.rows == 0 or second.place == 1024 + first.rows
-    assert first.rows + second.rows == rows and 0 <= second.rows <= first.rows <= 128
-    # whole warpgroups of 64 rows, as many in one block as in the other or one more
-    assert second.rows == 0 or first.rows % 64 == 0
-    assert -(-first.rows // 64) - -(-second.rows // 64) in (0, 1)
-    assert (first.expert, second.column, second.ready) == (3, 5, 7)
+@pytest.mark.parametrize("experts", [1, 5, 32])
+def test_pairs_of_a_cluster(warp, experts):
+    """Each tile once, both of one GEMM and expert, and most pairs with the same weights."""
+    rng = np.random.default_rng(experts)
+    for _ in range(40):
+        counts = rng.integers(0, rng.choice([2, 200, 2000]), experts) * rng.integers(0, 2, experts)
+        tiles = TileList.load(
+            np.concatenate([[0], np.cumsum(counts)]), experts, 128, columns1=4, columns2=4, group=2
+        )
+        pairs, blocks = [], np.minimum(np.arange(32), 1)
+        while (tile := tiles.pair(np.int64(len(pairs)), blocks)).gemm[0] != END:
+            names = [field.name for field in fields(Tile)]
+            lanes = np.array([np.broadcast_to(getattr(tile, name), 32) for name in names])
+            pairs.append([dict(zip(names, map(int, lanes[:, block]))) for block in range(2)])
+        assert tile.gemm[1] == END
+        listed = [tuple(tile.values())[:-1] for pair in pairs for tile in pair]
+        assert listed == [tile[:-1] for tile in expected_tiles(counts, 128, 4, 4, 2)]
+        for first, second in pairs:
+            assert (first["gemm"], first["expert"]) == (second["gemm"], second["expert"])
+            together = first["column"] == second["column"]
+            assert first["together"] == second["together"] == together
+            # different weights: the last token tile of both
+            assert together or first["rows"] == second["rows"]

@@ -14,7 +14,7 @@ class GemmConfig:
     weight_rows: weight rows of a tile (128 or 256); GEMM1 tiles hold half up and half gate rows.
     warpgroups: consumer warpgroups; they split the M side.
     stages: pipeline slots of 128 columns of a tile's weights and tokens.
-    cluster: blocks that share every weight tile, each with token rows of its own (1 or 2).
+    cluster: blocks that take neighbouring tiles and load their weights together (1 or 2).
     """
 
     swap_ab: bool

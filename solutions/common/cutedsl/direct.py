@@ -95,7 +95,7 @@ class DirectGemms(GatheredTokens):
         """Walk through a tile's slots without using them."""
         for _ in cutlass.range(blocks, unroll=1):
             ring.wait(state)
-            self.release(ring, state, self.config.cluster)
+            self.release(ring, state, 1 - self.rank())
             state.advance()
         return state
 
@@ -142,7 +142,7 @@ class DirectGemms(GatheredTokens):
                             for c in cutlass.range_constexpr(2):
                                 scale = scales[i][j % 2]
                                 final[(c, i, j), 0, half] += part[(c, i, j), 0, 0] * scale
-            self.release(ring, state, self.config.cluster)
+            self.release(ring, state, 1 - self.rank())
             state.advance()
         return state
 

@@ -187,27 +187,30 @@ class GatheredTokens(MoeGemms):
         tile_state.advance()
         while tile.gemm != END:
             expected = padded(offsets[tile.expert + 1] - offsets[tile.expert])
-            expected += select(tile.gemm == GEMM2, tile.ready * self.config.cluster, 0)
+            expected += select(tile.gemm == GEMM2, tile.ready, 0)
             while (
                 cute.arch.load(counters + 1 + tile.expert, Int32, sem="acquire", scope="gpu")
                 < expected
             ):
                 pass
             cute.arch.fence_proxy("async.global")
-            box = tile.column * self.config.cluster + self.rank()
+            parts = self.config.cluster  # boxes of a tile of weights
+            boxes = [tile.column * parts + part for part in range(parts)]
             if tile.gemm == GEMM1:
                 row, blocks = tile.column * self.config.act_columns // BLOCK, h // BLOCK
                 up = w1_scale + (tile.expert * (2 * i // BLOCK) + row) * blocks
+                weights = [src1[None, None, 0, 0, box, tile.expert] for box in boxes]
                 state = self.load_tile(
-                    ring, shared, state, tile, tma1, src1[None, None, 0, 0, box, tile.expert],
-                    dst1, token_loads[0:2], token_loads[4:6], up, i // BLOCK * blocks, True,
+                    ring, shared, state, tile, tma1, weights, dst1, token_loads[0:2],
+                    token_loads[4:6], up, i // BLOCK * blocks, True,
                 )  # fmt: skip
             else:
                 rows, blocks = self.config.weight_rows // BLOCK, i // BLOCK
                 upper = w2_scale + (tile.expert * (h // BLOCK) + tile.column * rows) * blocks
+                weights = [src2[None, box, None, tile.expert] for box in boxes]
                 state = self.load_tile(
-                    ring, shared, state, tile, tma2, src2[None, box, None, tile.expert], dst2,
-                    token_loads[2:4], token_loads[6:8], upper, (rows - 1) * blocks, False,
+                    ring, shared, state, tile, tma2, weights, dst2, token_loads[2:4],
+                    token_loads[6:8], upper, (rows - 1) * blocks, False,
                 )  # fmt: skip
             tile = self.next_tile(queue, records, tile_state)
             tile_state.advance()
@@ -217,8 +220,9 @@ class GatheredTokens(MoeGemms):
         self, ring: Ring, shared, state, tile: Tile, tma_weights, weights, weight_slots, token_load,
         scale_load, weight_scale, to_second: cutlass.Constexpr, is_gemm1: cutlass.Constexpr,
     ):  # fmt: skip
-        """All slots of one tile. weights [box, column block]; weight_scale: of the first 128 rows
-        (in GEMM1 the up rows), `to_second` before those of the second."""
+        """All slots of one tile. weights: a [box, column block] for each part of the weight rows;
+        weight_scale: of the first 128 rows (in GEMM1 the up rows), `to_second` before those of the
+        second."""
         n, s = self.config.tokens, self.config.stages
         groups = 1 if is_gemm1 else self.groups2
         width = self.geometry.hidden_size if is_gemm1 else self.geometry.intermediate_size
@@ -255,7 +259,9 @@ class GatheredTokens(MoeGemms):
         boxes = (tile.rows + (ROW_BLOCK - 1)) // ROW_BLOCK
         expected = BLOCK * (self.config.weight_rows + boxes * ROW_BLOCK)
         expected += 4 * n * groups
-        everyone = Int16(2**self.config.cluster - 1)
+        rank, cluster = self.rank(), self.config.cluster
+        # each part by one block into both, or all by each block into itself
+        receivers = Int16(select(tile.together == 1, 2**cluster - 1, Int32(1) << rank))
         for k in cutlass.range(width // BLOCK, unroll=1):
             ring.acquire(state)
             barrier = ring.full_barrier(state)
@@ -265,10 +271,12 @@ class GatheredTokens(MoeGemms):
             cute.arch.cp_async_mbarrier_arrive_noinc(barrier)
             with cute.arch.elect_one():
                 cute.arch.mbarrier_arrive_and_expect_tx(barrier, expected)
-            cute.copy(
-                tma_weights, weights[None, k], weight_slots[None, self.rank(), state.index],
-                tma_bar_ptr=barrier, mcast_mask=everyone,
-            )  # fmt: skip
+            for part in cutlass.range_constexpr(cluster):
+                if tile.together == 0 or rank == part:
+                    cute.copy(
+                        tma_weights, weights[part][None, k], weight_slots[None, part, state.index],
+                        tma_bar_ptr=barrier, mcast_mask=receivers,
+                    )  # fmt: skip
             for b in cutlass.range_constexpr(n // ROW_BLOCK):
                 if b < boxes:
                     cute.copy(

@@ -14,8 +14,9 @@ Block: a producer warpgroup (warp 0: weights by TMA; warps 1, 2: token rows and 
 gathered by token id in GEMM1; warp 3: scheduler), then one or two consumer warpgroups, which the
 subclasses `SwapAbGemms` and `DirectGemms` define. `DirectGemms` has other token producers too.
 
-The blocks of a cluster work on the same weights with different tokens: each loads a part of the
-weight rows into all of them, and the first one's scheduler hands out tiles for all.
+The blocks of a cluster work on neighbours in the list. Where these are two token tiles of the same
+weights, each block loads half the weight rows into both. The first one's scheduler hands out tiles
+for both.
 
 Global tensors (row-major, last dimension fastest):
   hidden [T, H] e4m3            hidden_scale [H/128, T] fp32
@@ -83,6 +84,12 @@ class MoeGemms:
         self.threads = 128 + self.consumer_threads
         self.groups2 = BLOCK // config.act_columns  # scales of a token in a slot of GEMM2
         self.combine = Combine(geometry, self.group_columns)
+        for count in (self.weight_tiles[0], self.group_tiles):
+            if count % config.cluster:  # a pair of tiles must not span two GEMMs
+                raise ValueError(
+                    f"weight_rows must give a multiple of {config.cluster} weight tiles, "
+                    f"got {config.weight_rows} for {count}"
+                )
         if 1 + geometry.num_local_experts + self.combine.groups > COUNTERS:
             raise ValueError(
                 f"num_local_experts must be at most {COUNTERS - 1 - self.combine.groups}, "
@@ -239,11 +246,14 @@ class MoeGemms:
         cluster, rank = self.config.cluster, self.rank()
         consumer_warps = self.consumer_threads // 32
         if thread == 0:
-            ring.init(self.slot_arrivals, consumer_warps * cluster)
+            # all lanes release in their own block, one of each warp in the other blocks
+            others = cluster - 1
+            ring.init(self.slot_arrivals, consumer_warps * (32 + others))
+            # a record is released in the own queue and in the first block's; in the other blocks
+            # a publisher reads along
             readers = self.queue_readers + consumer_warps
-            # a block releases a record in its own queue and in the first block's, where the
-            # other blocks' publishers read along
-            queue.init(1, select(rank == 0, readers * cluster + cluster - 1, readers + 1))
+            first, further = 32 * readers + others * (readers + 1), 32 * (readers + 1)
+            queue.init(1, select(rank == 0, first, further))
             cute.arch.mbarrier_init_fence()
         if warp == 0:
             cpasync.prefetch_descriptor(tma1)
@@ -301,16 +311,17 @@ class MoeGemms:
         return cute.arch.block_idx()[0] % self.config.cluster
 
     @cute.jit
-    def release(self, ring: Ring, state, blocks: Int32):
-        """Once per warp: release a slot in the cluster's blocks 0 .. blocks - 1."""
-        cute.arch.sync_warp()
-        if cutlass.const_expr(self.config.cluster == 1):
-            with cute.arch.elect_one():
-                ring.release(state)
-        else:
-            lane = cute.arch.lane_idx()
-            if lane < blocks:
-                ring.release(state, lane)
+    def release(self, ring: Ring, state, block: Int32):
+        """By all lanes: release a slot in the own block and in `block` of its cluster.
+
+        In the own block, one lane's arrival after a warp barrier would do as well and costs as
+        much, but racecheck takes the other lanes' reads for unordered then.
+        """
+        ring.release(state)
+        if cutlass.const_expr(self.config.cluster > 1):
+            cute.arch.sync_warp()
+            if cute.arch.lane_idx() == 0 and block != self.rank():
+                ring.release(state, block)
 
     @cute.jit
     def prefetch_weights(self, num_tokens, shared, tma1, tma1_tensor, tma2, tma2_tensor):
@@ -360,7 +371,7 @@ class MoeGemms:
         return TileList.load(
             cute.make_tensor(offsets, cute.make_layout(experts + 1)),
             experts,
-            config.tokens * config.cluster,
+            config.tokens,
             *self.weight_tiles,
             self.group_tiles,
         )
@@ -381,16 +392,15 @@ class MoeGemms:
         self.combine.work(
             self.combine.items(groups[0], num_tokens) + worker, Int32(workers),
             self.combine.items(groups[1], num_tokens), buffer, y, token_rows, output,
-            counters + 1 + self.geometry.num_local_experts, tiles * self.config.cluster,
-            num_tokens,
+            counters + 1 + self.geometry.num_local_experts, tiles, num_tokens,
         )  # fmt: skip
 
     # ---------------------------------------------------------------------------- scheduler warp
 
     @cute.jit
     def schedule(self, queue: Ring, records: cute.Tensor, offsets: cute.Pointer, counters):
-        """Hand out tiles to the cluster (its own index first, then the global counter) and
-        publish those that this block has finished.
+        """Hand out tiles to the cluster, one to each block (its own index first, then the global
+        counter), and publish those that this block has finished.
 
         A record's slot is free once every reader has read it, and consumers read a record after
         they have finished the tile before it: so getting the slot of tile t (which held tile
@@ -404,7 +414,10 @@ class MoeGemms:
         pending = [Int32(0) for _ in range(QUEUE_SLOTS + 1)]
         left = Int32(QUEUE_SLOTS + 1)  # slots to get: the end record's and one per tile before it
         while left > 0:
-            tile = tiles.tile(index)
+            if cutlass.const_expr(self.config.cluster == 1):
+                tile = tiles.tile(index)
+            else:
+                tile = tiles.pair(index, cute.arch.lane_idx())
             queue.acquire(state)
             self.raise_counter(counters, pending[-1])
             for q in cutlass.range_constexpr(QUEUE_SLOTS, 0, -1):
@@ -423,7 +436,7 @@ class MoeGemms:
 
     @cute.jit
     def hand_out(self, queue: Ring, records: cute.Tensor, state, tile: Tile):
-        """Fill the queue's slot in every block of the cluster with the block's share."""
+        """Fill the queue's slot; in a cluster, lane b that of block b with a tile of its own."""
         if cutlass.const_expr(self.config.cluster == 1):
             with cute.arch.elect_one():
                 tile.write(records[None, state.index])
@@ -432,9 +445,7 @@ class MoeGemms:
             block = cute.arch.lane_idx()
             if block < self.config.cluster:
                 record = records.iterator + state.index * RECORD
-                tile.share(block, self.config.cluster).send(
-                    record, queue.full_barrier(state), block
-                )
+                tile.send(record, queue.full_barrier(state), block)
 
     @cute.jit
     def publish(self, queue: Ring, records: cute.Tensor, counters):
@@ -460,10 +471,10 @@ class MoeGemms:
 
     @cute.jit
     def next_tile(self, queue: Ring, records: cute.Tensor, state) -> Tile:
-        """Read the next tile record and release its slot (once per warp)."""
+        """Read the next tile record and release its slot, which the first block fills."""
         queue.wait(state)
         tile = Tile.read(records[None, state.index])
-        self.release(queue, state, self.rank() + 1)
+        self.release(queue, state, Int32(0))
         return tile
 
     # ------------------------------------------------------------------------------- weight warp

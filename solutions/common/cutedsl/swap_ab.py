@@ -184,7 +184,7 @@ class SwapAbGemms(MoeGemms):
                     final[up, half * atoms + m, 0] += part[up, m, 0] * lo_scale
                     final[down, half * atoms + m, 0] += part[down, m, 0] * hi_scale
         if cutlass.const_expr(number == groups * halves - 1):
-            self.release(ring, state, 1)
+            self.release(ring, state, 1 - self.rank())
             state.advance()
         return state
 

@@ -7,11 +7,16 @@ tiles, then with the next: the columns of y become complete group by group. A bl
 tile by its index and further ones from a counter in global memory: fast blocks take more. Since all
 GEMM1 tiles are handed out before any GEMM2 tile, waiting in a GEMM2 tile for the GEMM1 tiles of its
 expert cannot deadlock.
+
+A cluster of two blocks takes two tiles at a time, neighbours in the list. They are of one expert,
+since it has an even number of weight tiles, and mostly of one weight tile. Every other weight tile
+goes through its token tiles backwards: where they are odd in number, the last and least filled ones
+of two weight tiles meet in a pair, and neither block waits for a fuller tile.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 import cutlass
 import cutlass.cute as cute
@@ -50,7 +55,8 @@ def padded(rows: Int32) -> Int32:
 class Tile:
     """One unit of work. gemm: GEMM1, GEMM2 or END; expert; column: weight tile; row: first flat
     row; place: the same row where experts are padded to whole blocks; rows: valid rows (at most
-    the tile's); ready: GEMM1 tiles of the expert."""
+    the tile's); ready: GEMM1 tiles of the expert; together: whether the blocks of the cluster have
+    the same weights."""
 
     gemm: Int32
     expert: Int32
@@ -59,25 +65,16 @@ class Tile:
     place: Int32
     rows: Int32
     ready: Int32
+    together: Int32
 
     def write(self, words: cute.Tensor) -> None:
         for i, field in enumerate(fields(self)):
             words[i] = getattr(self, field.name)
 
-    def share(self, block: Int32, blocks: int) -> Tile:
-        """The rows that one of a cluster's blocks takes: as even as whole blocks of rows allow."""
-        most = (self.rows + (ROW_BLOCK * blocks - 1)) // (ROW_BLOCK * blocks) * ROW_BLOCK
-        place = self.place + block * most  # also without rows at a block's start, where TMA reads
-        first = select(block * most < self.rows, block * most, self.rows)
-        left = self.rows - first
-        rows = select(left < most, left, most)
-        return replace(self, row=self.row + first, place=place, rows=rows)
-
     def send(self, words: cute.Pointer, barrier: cute.Pointer, block: Int32) -> None:
         """Write the record in a block of the cluster and fill its barrier; addresses are those
         of the own block."""
         values = [getattr(self, field.name) for field in fields(self)]
-        values += [Int32(0)] * (RECORD - len(values))
         arch.mbarrier_arrive_and_expect_tx(barrier, 4 * RECORD, block)
         for i in range(0, RECORD, 4):
             part = cute.make_ptr(Int32, (words + i).toint(), words.memspace, assumed_align=16)
@@ -85,7 +82,7 @@ class Tile:
 
     @staticmethod
     def read(words: cute.Tensor) -> Tile:
-        return Tile(*(words[i] for i in range(len(fields(Tile)))))
+        return Tile(*(words[i] for i in range(RECORD)))
 
 
 @dataclass(frozen=True)
@@ -128,6 +125,17 @@ class TileList:
             arch.shuffle_sync(last, 31), tile_rows, columns1, columns2, group,
         )  # fmt: skip
 
+    def pair(self, index: Int32, block: Int32) -> Tile:
+        """Tile 2 index for block 0, 2 index + 1 for others; called by all lanes of the warp, each
+        with a block of its own."""
+        first, second = self.tile(2 * index), self.tile(2 * index + 1)
+        values = {
+            field.name: select(block == 0, getattr(first, field.name), getattr(second, field.name))
+            for field in fields(Tile)
+        }
+        same = (first.expert == second.expert) & (first.column == second.column)
+        return Tile(**values | {"together": select(same, 1, 0)})
+
     def tile(self, index: Int32) -> Tile:
         """Tile number `index`; called by all lanes of the warp."""
         tiles1 = self.total * self.columns1
@@ -144,10 +152,12 @@ class TileList:
         tiles = arch.shuffle_sync(self.tiles, expert)
         local = local - (arch.shuffle_sync(self.last, expert) - tiles) * columns
         column = local // select(tiles > 0, tiles, 1)
-        before = (local - column * tiles) * self.tile_rows
+        number = local - column * tiles
+        number = select(column % 2 == 0, number, tiles - 1 - number)
+        before = number * self.tile_rows
         row = arch.shuffle_sync(self.first, expert) + before
         place = arch.shuffle_sync(self.place, expert) + before
         left = arch.shuffle_sync(self.end, expert) - row
         rows = select(left < self.tile_rows, left, self.tile_rows)
         column = column + group * self.group
-        return Tile(gemm, expert, column, row, place, rows, tiles * self.columns1)
+        return Tile(gemm, expert, column, row, place, rows, tiles * self.columns1, Int32(0))

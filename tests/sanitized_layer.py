@@ -1,0 +1,53 @@
+"""Calls cutedsl_moe_fp8_v3's kernels in every shipped configuration; for compute-sanitizer.
+
+The intermediate size is 256 instead of 2048, because a tool slows the kernels down a thousandfold.
+Prints how many calls gave the same finite output twice.
+"""
+
+from dataclasses import replace
+from itertools import product
+
+import sgl_standin
+import torch
+
+sgl_standin.install()  # for what `layers` imports, as in conftest.py
+
+from layers import routed_to  # noqa: E402
+from real_layer import real_inputs, run_real  # noqa: E402
+
+from solutions.common.cutedsl import layer  # noqa: E402
+from solutions.common.cutedsl.config import TABLE  # noqa: E402
+from solutions.common.geometry import DEEPSEEK_V3_EP8  # noqa: E402
+from solutions.common.launch import Workspace  # noqa: E402
+
+OFFSET = 64
+SMALL = replace(DEEPSEEK_V3_EP8, intermediate_size=256)
+# few rows per expert; and one expert with two token tiles of the largest configuration
+ROUTINGS = {24: None, 300: [70]}
+
+
+def run(*arguments) -> None:
+    *inputs, offset, factor, output = arguments
+    num_tokens = len(output)
+    memory, buffers = Workspace(*layer.layer_buffers(SMALL, num_tokens)).allocate(output.device)
+    layer.compiled_layer(SMALL, num_tokens, output.device.index)(
+        *[tensor.data_ptr() for tensor in inputs], *buffers, output.data_ptr(), num_tokens,
+        offset, factor, torch._C._cuda_getCurrentRawStream(output.device.index),
+    )  # fmt: skip
+
+
+def main():
+    done = 0
+    for (_, config), (num_tokens, experts) in product(TABLE, ROUTINGS.items()):
+        layer.config_for = lambda _, config=config: config
+        routing = experts and routed_to(experts, num_tokens, DEEPSEEK_V3_EP8, OFFSET)
+        arguments = real_inputs(num_tokens, routing, OFFSET, geometry=SMALL)
+        first, second = (run_real(run, arguments) for _ in range(2))
+        assert torch.isfinite(first).all(), (config, num_tokens)
+        assert torch.equal(first, second), (config, num_tokens)
+        done += 1
+    print(f"{done} calls")
+
+
+if __name__ == "__main__":
+    main()
