@@ -70,19 +70,19 @@ def shipped(capability: int):
         block = routing.blocks_for(tokens)
         select = (block.tokens, G.num_experts, experts, G.num_groups, G.num_top_groups, G.top_k)
         yield f"select_{block.tokens}", routing._select_picks, (*select, True), block.warps
-        permute = (block.tokens, 64, experts, G.top_k, True)
+        permute = (block.tokens, block.chunk, experts, G.top_k, True)
         yield f"permute_{block.tokens}", routing._permute, permute, 4
     for weighted in (False, True):
         constants = (h, G.top_k, 1024, weighted, True)
         yield f"combine_{'weighted' if weighted else 'plain'}", combine._combine, constants, 4
-    yield "gather", gather._gather, (h, i, experts, G.block, 8192, True), 4
-    yield "swiglu_quantize", swiglu._swiglu_quantize, (i, experts, G.block, True), 4
-    yield "sgl_swiglu", sgl_swiglu._swiglu, (i, experts, G.block, True), 4
+    yield "gather", gather._gather, (h, i, experts, G.top_k, G.block, 8192, True), 4
+    yield "swiglu_quantize", swiglu._swiglu_quantize, (i, experts, G.block, True), swiglu.NUM_WARPS
+    yield "sgl_swiglu", sgl_swiglu._swiglu, (i, experts, G.block, True), swiglu.NUM_WARPS
     few, many = sgl_permute.blocks_for(1), sgl_permute.blocks_for(1000)
     yield "sgl_count", sgl_permute._count, (many.tokens * G.top_k, experts, True), many.warps
     for block in (few, many):
         pairs = block.tokens * G.top_k
-        constants = (G.top_k, pairs, block.chunk, experts, h, 8192, block == many, True)
+        constants = (pairs, block.chunk, experts, h, 8192, block == many, True)
         yield f"sgl_permute_{block.tokens}", sgl_permute._permute, constants, block.warps
     for tiles in TABLE:
         for name, launcher in (("gemm1", main._gemm1), ("gemm2", main._gemm2)):

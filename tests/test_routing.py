@@ -32,6 +32,14 @@ def logits_and_bias(num_tokens: int, seed: int = 0):
     return logits.to(DEVICE), bias.to(torch.bfloat16).to(DEVICE)
 
 
+def put_nans(logits, seed: int) -> None:
+    """Up to 11 in every fifth token."""
+    generator = torch.Generator().manual_seed(seed)
+    for token in range(0, len(logits), 5):
+        columns = torch.randint(256, (token % 12,), generator=generator)
+        logits[token, columns.to(DEVICE)] = float("nan")
+
+
 def device_route(logits, bias, offset=OFFSET):
     num_tokens = logits.shape[0]
     layout = Workspace(*routing_buffers(DEEPSEEK_V3_EP8, num_tokens, 1500))
@@ -71,9 +79,17 @@ def assert_rows_are_the_references(logits, bias, offset, routed):
 def test_rows_are_the_references(num_tokens, monkeypatch):
     """At every block size."""
     if num_tokens == 10_000 and DEVICE == "cpu":  # the interpreter pays by the program
-        monkeypatch.setattr(routing, "blocks_for", lambda _: routing.Blocks(1024, 8))
+        monkeypatch.setattr(routing, "blocks_for", lambda _: routing.Blocks(1024, 8, 64))
     logits, bias = logits_and_bias(num_tokens)
     assert_rows_are_the_references(logits, bias, OFFSET, device_route(logits, bias))
+
+
+@pytest.mark.parametrize("offset", [0, 99, 224])
+def test_nan_logits(offset, monkeypatch):
+    monkeypatch.setattr(routing, "blocks_for", lambda _: routing.Blocks(8, 8, 64))
+    logits, bias = logits_and_bias(61)
+    put_nans(logits, seed=offset)
+    assert_rows_are_the_references(logits, bias, offset, device_route(logits, bias, offset))
 
 
 @pytest.fixture(scope="module")
@@ -118,12 +134,9 @@ def cutedsl_route():
 @pytest.mark.parametrize("offset", [0, 96, 99, 224])
 @pytest.mark.parametrize("num_tokens", [1, 8, 80, 128, 129, 257, 10_000])
 def test_cutedsl_rows_are_the_references(num_tokens, offset, cutedsl_route):
-    """With ties, and with up to 11 NaN logits in every fifth token."""
+    """With ties and NaN."""
     logits, bias = logits_and_bias(num_tokens)
-    generator = torch.Generator().manual_seed(offset)
-    for token in range(0, num_tokens, 5):
-        columns = torch.randint(256, (token % 12,), generator=generator)
-        logits[token, columns.to(DEVICE)] = float("nan")
+    put_nans(logits, seed=offset)
     routed = cutedsl_route(logits, bias, offset)
     assert_rows_are_the_references(logits, bias, offset, routed)
     for again, first in zip(cutedsl_route(logits, bias, offset), routed):

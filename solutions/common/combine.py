@@ -10,7 +10,7 @@ from .launch import Launcher
 @triton.jit
 def combine_kernel(
     y_ptr,  # bf16 [max_rows, H]
-    token_rows_ptr,  # int32 [T, TOP_K], -1 where there is no row
+    token_rows_ptr,  # int32 [T, TOP_K], each token's rows from the left, then -1
     row_weight_ptr,  # fp32 [max_rows], read if WEIGHTED
     output_ptr,  # bf16 [T, H]
     H: tl.constexpr,
@@ -19,16 +19,27 @@ def combine_kernel(
     WEIGHTED: tl.constexpr,
     PDL: tl.constexpr,
 ):
+    """A token's rows are added in their order, two at a step, so that two loads are in flight."""
+    tl.static_assert(TOP_K % 2 == 0)
     if PDL:
         tl.extra.cuda.gdc_wait()
     token = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
-    rows = tl.load(token_rows_ptr + token * TOP_K + tl.arange(0, TOP_K)).to(tl.int64)
-    mask = (rows[:, None] >= 0) & (column[None, :] < H)
-    y = tl.load(y_ptr + rows[:, None] * H + column[None, :], mask=mask, other=0.0).to(tl.float32)
-    if WEIGHTED:
-        y *= tl.load(row_weight_ptr + rows, mask=rows >= 0, other=0.0)[:, None]
-    total = tl.sum(y, 0)
+    slots = token_rows_ptr + token * TOP_K
+    num_rows = tl.sum((tl.load(slots + tl.arange(0, TOP_K)) >= 0).to(tl.int32), 0)
+    total = tl.zeros([BLOCK_H], tl.float32)
+    for slot in range(0, num_rows, 2):
+        row = tl.load(slots + slot).to(tl.int64)
+        next_row = tl.load(slots + slot + 1).to(tl.int64)
+        next_columns = tl.where(next_row >= 0, H, 0)
+        y = tl.load(y_ptr + row * H + column, mask=column < H, other=0.0)
+        next_y = tl.load(y_ptr + next_row * H + column, mask=column < next_columns, other=0.0)
+        y, next_y = y.to(tl.float32), next_y.to(tl.float32)
+        if WEIGHTED:
+            y *= tl.load(row_weight_ptr + row)
+            next_y *= tl.load(row_weight_ptr + next_row, mask=next_row >= 0, other=0.0)
+        total += y
+        total += next_y
     tl.store(output_ptr + token * H + column, total.to(tl.bfloat16), mask=column < H)
 
 
@@ -47,7 +58,8 @@ def combine(
     """output [T, H] bf16 = sum of y's rows (bf16 [max_rows, H]) listed in token_rows [T, top_k].
 
     Each row is multiplied by its row_weight (fp32 [max_rows]), or comes weighted if there is none.
-    A token without rows gets zeros. With pdl, y is awaited with griddepcontrol.wait.
+    token_rows lists them from the left, then -1. They are added in fp32 in that order, which is
+    ascending; a token without rows gets zeros. With pdl, y is awaited with griddepcontrol.wait.
     """
     num_tokens, hidden_size = output.shape
     block_h = 1024

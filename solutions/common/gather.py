@@ -1,4 +1,4 @@
-"""Gather: copies each row's token, for a GEMM that reads its rows one after the other."""
+"""Gather: copies each token to its rows, for a GEMM that reads them one after the other."""
 
 import torch
 import triton
@@ -6,9 +6,6 @@ import triton.language as tl
 
 from .geometry import Geometry
 from .launch import Launcher
-from .routing import max_rows
-
-MAX_PROGRAMS = 2048  # fills any GPU of today; the rows are shared out among them
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
@@ -16,7 +13,7 @@ def gather_kernel(
     hidden_ptr,  # fp8 [T, H]
     hidden_scale_ptr,  # fp32 [H / 128, T]
     expert_offsets_ptr,  # int32 [E + 1]
-    row_token_ptr,  # int32 [max_rows]
+    token_rows_ptr,  # int32 [T, TOP_K]
     x_ptr,  # out: fp8 [max_rows, H]
     x_scale_ptr,  # out: fp32 [max_rows, H / 128]
     gemm1_sizes_ptr,  # out: int32 [E, 3], rows, columns and depth of each expert's GEMM1
@@ -25,15 +22,20 @@ def gather_kernel(
     H: tl.constexpr,
     I: tl.constexpr,
     NUM_LOCAL: tl.constexpr,
+    TOP_K: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_H: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """x, x_scale = the rows' tokens; the rows past the last expert's are left alone."""
+    """x, x_scale = the rows' tokens; the rows past the last expert's are left alone.
+
+    A program reads one token, if it has rows at all, and writes all of them.
+    """
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
-    if tl.program_id(0) == 0:
+    token = tl.program_id(0).to(tl.int64)
+    if token == 0:
         expert = tl.arange(0, NUM_LOCAL)
         rows = tl.load(expert_offsets_ptr + expert + 1) - tl.load(expert_offsets_ptr + expert)
         tl.store(gemm1_sizes_ptr + expert * 3, rows)
@@ -47,12 +49,16 @@ def gather_kernel(
     column = tl.arange(0, BLOCK_H)
     block = tl.arange(0, BLOCK_H // BLOCK)
     num_rows = tl.load(expert_offsets_ptr + NUM_LOCAL)
-    for row in range(tl.program_id(0).to(tl.int64), num_rows, tl.num_programs(0)):
-        token = tl.load(row_token_ptr + row)
-        x = tl.load(hidden_ptr + token.to(tl.int64) * H + column, mask=column < H)
+    slots = token_rows_ptr + token * TOP_K
+    rows = tl.load(slots + tl.arange(0, TOP_K))
+    if tl.max(((rows >= 0) & (rows < num_rows)).to(tl.int32), 0) == 1:
+        x = tl.load(hidden_ptr + token * H + column, mask=column < H)
         scale = tl.load(hidden_scale_ptr + block * num_tokens + token, mask=block < K_BLOCKS)
-        tl.store(x_ptr + row * H + column, x, mask=column < H)
-        tl.store(x_scale_ptr + row * K_BLOCKS + block, scale, mask=block < K_BLOCKS)
+        for slot in range(TOP_K):
+            row = tl.load(slots + slot).to(tl.int64)
+            if (row >= 0) & (row < num_rows):
+                tl.store(x_ptr + row * H + column, x, mask=column < H)
+                tl.store(x_scale_ptr + row * K_BLOCKS + block, scale, mask=block < K_BLOCKS)
 
 
 _INT, _FP8, _FP32 = torch.int32, torch.float8_e4m3fn, torch.float32
@@ -61,7 +67,7 @@ _gather = Launcher(
     hidden_ptr=_FP8,
     hidden_scale_ptr=_FP32,
     expert_offsets_ptr=_INT,
-    row_token_ptr=_INT,
+    token_rows_ptr=_INT,
     x_ptr=_FP8,
     x_scale_ptr=_FP32,
     gemm1_sizes_ptr=_INT,
@@ -70,19 +76,20 @@ _gather = Launcher(
 
 
 def gather(
-    geometry: Geometry, hidden, hidden_scale, expert_offsets, row_token, outputs: tuple, pdl: bool
+    geometry: Geometry, hidden, hidden_scale, expert_offsets, token_rows, outputs: tuple, pdl: bool
 ) -> None:
     """Copy hidden [T, H] fp8 and hidden_scale [H / 128, T] fp32 to rows grouped by expert.
 
-    expert_offsets and row_token are those of common/routing.py. outputs: x [max_rows, H] fp8,
-    x_scale [max_rows, H / 128] fp32, and int32 [E, 3] each for GEMM1 and GEMM2: rows, columns,
-    depth. With pdl, the routing is awaited with griddepcontrol.wait.
+    expert_offsets int32 [E + 1]: prefix sums of the rows per expert. token_rows int32 [T, top_k]:
+    rows of each token in any order; a number outside [0, expert_offsets[E]) stands for none.
+    outputs: x [max_rows, H] fp8, x_scale [max_rows, H / 128] fp32, and int32 [E, 3] each for GEMM1
+    and GEMM2: rows, columns, depth. With pdl, the routing is awaited with griddepcontrol.wait.
     """
     num_tokens, h = hidden.shape
     _gather(
-        (min(max_rows(geometry, num_tokens), MAX_PROGRAMS), 1, 1),
-        (hidden, hidden_scale, expert_offsets, row_token, *outputs, num_tokens),
-        (h, geometry.intermediate_size, geometry.num_local_experts, geometry.block,
+        (num_tokens, 1, 1),
+        (hidden, hidden_scale, expert_offsets, token_rows, *outputs, num_tokens),
+        (h, geometry.intermediate_size, geometry.num_local_experts, geometry.top_k, geometry.block,
          triton.next_power_of_2(h), pdl),
         num_warps=4,
         launch_pdl=pdl,

@@ -47,19 +47,40 @@ def _unsortable(key):
 
 @triton.jit
 def _take_max(keys, ids, TAKEN: tl.constexpr, NUM_IDS: tl.constexpr):
-    """Each token's largest key, its lowest id among equals, and the keys without it.
+    """Each token's largest key's id, the lowest among equals, and the keys without it.
 
-    The tensors are [BLOCK_T, A, B, 2]; everything but the token is reduced.
+    int32: keys and ids [BLOCK_T, n] in any order -> id [BLOCK_T, 1], keys [BLOCK_T, n].
     """
-    best = tl.max(tl.max(tl.max(keys, 3, keep_dims=True), 2, keep_dims=True), 1, keep_dims=True)
-    id = tl.where(keys == best, ids, NUM_IDS)
-    id = tl.min(tl.min(tl.min(id, 3, keep_dims=True), 2, keep_dims=True), 1, keep_dims=True)
+    best = tl.max(keys, 1, keep_dims=True)
+    id = tl.min(tl.where(keys == best, ids, NUM_IDS), 1, keep_dims=True)
     return id, tl.where(ids == id, TAKEN, keys)
 
 
 @triton.jit
 def _sigmoid(x):
     return 1.0 / (1.0 + tl.exp(-x))
+
+
+@triton.jit
+def _load_keys(row, bias_ptr, expert):
+    """Sortable biased scores int32 [BLOCK_T, n] of the experts, int32 [BLOCK_T or 1, n].
+
+    row [BLOCK_T, 1]: the tokens' logits.
+    """
+    score = _sigmoid(tl.load(row + expert)) + tl.load(bias_ptr + expert).to(tl.float32)
+    return _sortable(score)
+
+
+@triton.jit
+def _group_scores(keys, NUM_GROUPS: tl.constexpr, TAKEN: tl.constexpr):
+    """Sortable sums of each group's two best: int32 [BLOCK_T, n] -> int32 [BLOCK_T, NUM_GROUPS]."""
+    keys = tl.reshape(keys, [keys.shape[0], NUM_GROUPS, keys.shape[1] // NUM_GROUPS])
+    first = tl.max(keys, 2)
+    is_first = keys == first[:, :, None]
+    second = tl.max(tl.where(is_first, TAKEN, keys), 2)
+    # the best may be there twice; counting it needs fewer registers than to remember its place
+    second = tl.where(tl.sum(is_first.to(tl.int32), 2) > 1, first, second)
+    return _sortable(_unsortable(first) + _unsortable(second))
 
 
 @triton.jit
@@ -79,49 +100,41 @@ def _select(
 ):
     """Which local experts each token picked, int32 0/1 [BLOCK_T, NUM_LOCAL], and their weights.
 
-    A warp holds a token's experts as two halves side by side in its registers (join), so that no
-    reduction crosses warps: expert = half * NUM_EXPERTS / 2 + column.
+    Only half of the experts are compared at a time, because Triton gives a lane four neighbours:
+    a row of 128 stays in one warp, and no reduction crosses warps. First each half of the groups
+    is scored, then the experts of the best groups are read again, which are in the cache.
     """
-    HALF: tl.constexpr = NUM_EXPERTS // 2
     GROUP_SIZE: tl.constexpr = NUM_EXPERTS // NUM_GROUPS
-    GROUPS_PER_HALF: tl.constexpr = NUM_GROUPS // 2
-    TAKEN: tl.constexpr = -(2**31)
-    in_range = token < num_tokens
-    row = logits_ptr + token[:, None] * NUM_EXPERTS
-    column = tl.arange(0, HALF)[None, :]
-    low = _sigmoid(tl.load(row + column, mask=in_range[:, None], other=0.0))
-    high = _sigmoid(tl.load(row + HALF + column, mask=in_range[:, None], other=0.0))
-    low += tl.load(bias_ptr + column).to(tl.float32)
-    high += tl.load(bias_ptr + HALF + column).to(tl.float32)
-    keys = tl.join(_sortable(low), _sortable(high))
-    keys = tl.reshape(keys, [BLOCK_T, GROUPS_PER_HALF, GROUP_SIZE, 2])
-    half = tl.arange(0, 2)[None, None, None, :]
-    group = half * GROUPS_PER_HALF + tl.arange(0, GROUPS_PER_HALF)[None, :, None, None]
-    member = tl.arange(0, GROUP_SIZE)[None, None, :, None]
-    expert = group * GROUP_SIZE + member
+    HALF: tl.constexpr = NUM_EXPERTS // 2
+    CANDIDATES: tl.constexpr = NUM_TOP_GROUPS * GROUP_SIZE
+    TAKEN: tl.constexpr = -(2**31)  # below every key
+    # past the last token comes the last one again: valid to load, and never picked
+    row = logits_ptr + tl.minimum(token, num_tokens - 1)[:, None] * NUM_EXPERTS
 
     # a group's score is the sum of its two best experts; the best groups stay eligible
-    first = tl.max(keys, 2, keep_dims=True)
-    first_member = tl.min(tl.where(keys == first, member, GROUP_SIZE), 2, keep_dims=True)
-    second = tl.max(tl.where(member == first_member, TAKEN, keys), 2, keep_dims=True)
-    group_keys = _sortable(_unsortable(first) + _unsortable(second))
-    kept = tl.zeros([BLOCK_T, GROUPS_PER_HALF, 1, 2], tl.int32)
-    for _ in range(NUM_TOP_GROUPS):
-        best_group, group_keys = _take_max(group_keys, group, TAKEN, NUM_GROUPS)
-        kept = tl.where(group == best_group, 1, kept)
-    keys = tl.where(kept == 1, keys, TAKEN)
+    column = tl.arange(0, HALF)[None, :]
+    low = _group_scores(_load_keys(row, bias_ptr, column), NUM_GROUPS // 2, TAKEN)
+    high = _group_scores(_load_keys(row, bias_ptr, HALF + column), NUM_GROUPS // 2, TAKEN)
+    group_keys = tl.reshape(tl.permute(tl.join(low, high), (0, 2, 1)), [BLOCK_T, NUM_GROUPS])
+    group = tl.arange(0, NUM_GROUPS)[None, :]
+    column = tl.arange(0, CANDIDATES)[None, :]
+    candidate_group = tl.zeros([BLOCK_T, CANDIDATES], tl.int32)
+    for k in tl.static_range(NUM_TOP_GROUPS):
+        best, group_keys = _take_max(group_keys, group, TAKEN, NUM_GROUPS)
+        candidate_group = tl.where(column // GROUP_SIZE == k, best, candidate_group)
+    expert = candidate_group * GROUP_SIZE + column % GROUP_SIZE
 
+    keys = _load_keys(row, bias_ptr, expert)
     local = tl.arange(0, NUM_LOCAL)[None, :] + local_expert_offset
     picked = tl.zeros([BLOCK_T, NUM_LOCAL], tl.int32)
     chosen = tl.zeros([BLOCK_T, TOP_K], tl.int32)
     slot = tl.arange(0, TOP_K)[None, :]
-    for k in range(TOP_K):
+    for k in tl.static_range(TOP_K):
         best, keys = _take_max(keys, expert, TAKEN, NUM_EXPERTS)
-        best = tl.reshape(best, [BLOCK_T, 1])
         chosen = tl.where(slot == k, best, chosen)
         picked = tl.where(local == best, 1, picked)
-    picked = tl.where(in_range[:, None], picked, 0)
-    scores = _sigmoid(tl.load(row + chosen, mask=in_range[:, None], other=0.0))
+    picked = tl.where((token < num_tokens)[:, None], picked, 0)
+    scores = _sigmoid(tl.load(row + chosen))
     weight = _sigmoid(tl.load(row + local, mask=picked == 1, other=0.0))
     total = tl.sum(scores, 1, keep_dims=True) + 1e-20
     return picked, weight / total * routed_scaling_factor
@@ -194,9 +207,7 @@ def select_kernel(
     local = tl.arange(0, NUM_LOCAL)
     tl.store(block_counts_ptr + tl.program_id(0) * NUM_LOCAL + local, tl.sum(picked, 0))
     tl.store(picked_ptr + token, tl.sum(picked << local[None, :], 1), mask=token < num_tokens)
-    tl.store(
-        weight_ptr + token[:, None] * NUM_LOCAL + local[None, :], weight, mask=picked == 1
-    )
+    tl.store(weight_ptr + token[:, None] * NUM_LOCAL + local[None, :], weight, mask=picked == 1)
 
 
 @triton.jit
@@ -285,17 +296,18 @@ _permute = Launcher(
 
 
 class Blocks(NamedTuple):
-    """How many tokens a program takes, and with how many warps; measured on an H200."""
+    """How the tokens are shared out; measured on an H200."""
 
-    tokens: int
-    warps: int
+    tokens: int  # of a program of either kernel: permute goes by the counts of select's blocks
+    warps: int  # of a program of select
+    chunk: int  # blocks whose counts permute reads at a time
 
 
 def blocks_for(num_tokens: int) -> Blocks:
     """Few tokens: a program each. Many: larger blocks, so that the counts stay short."""
     if num_tokens <= 256:
-        return Blocks(1, 1)
-    return Blocks(8, 8) if num_tokens <= 4096 else Blocks(16, 8)
+        return Blocks(1, 1, 64)
+    return Blocks(8, 8, 128) if num_tokens <= 4096 else Blocks(16, 8, 64)
 
 
 def max_rows(geometry: Geometry, num_tokens: int) -> int:
@@ -350,7 +362,7 @@ def route(
     _permute(
         (programs, 1, 1),
         (block_counts, picked, weight, *routing, num_tokens, programs, num_counters),
-        (block.tokens, 64, experts, top_k, pdl),
+        (block.tokens, block.chunk, experts, top_k, pdl),
         num_warps=4,
         launch_pdl=pdl,
     )

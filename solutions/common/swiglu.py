@@ -8,7 +8,8 @@ from .geometry import Geometry
 from .launch import Launcher
 from .quantize import quantize_e4m3
 
-MAX_PROGRAMS = 2048  # fills any GPU of today; the rows are shared out among them
+NUM_WARPS = 8  # 16 bytes of up and of gate a lane at I = 2048
+MAX_PROGRAMS = 1024  # fills any GPU of today; the rows are shared out among them
 
 
 @triton.jit
@@ -68,6 +69,6 @@ def swiglu_quantize(
         (min(num_rows, MAX_PROGRAMS), 1, 1),
         (up_gate, expert_offsets, act, act_scale),
         (geometry.intermediate_size, geometry.num_local_experts, geometry.block, pdl),
-        num_warps=4,
+        num_warps=NUM_WARPS,
         launch_pdl=pdl,
     )

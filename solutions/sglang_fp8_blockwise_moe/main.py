@@ -17,7 +17,6 @@ from triton import knobs
 from ..common.checks import check_arguments
 from ..common.gather import gather
 from ..common.geometry import DEEPSEEK_V3_EP8, Geometry
-from ..common.launch import Workspace
 from ..common.quantize import E4M3_MAX, MIN_AMAX
 from ..common.routing import max_rows
 from ..common.sgl_choice import Choice, choice_for
@@ -48,7 +47,7 @@ class Buffers(NamedTuple):
     act: torch.Tensor  # bf16 [max_rows, I], only up to QUANT_OP_TOKENS
     pair_row: torch.Tensor
     pair_weight: torch.Tensor
-    row_memory: torch.Tensor
+    block_counts: torch.Tensor
     permutation: Permutation
     gathered: tuple  # x, x_scale, gemm1_sizes, gemm2_sizes
     swiglu_operands: tuple  # up_gate, expert_offsets, then act, or act and act_scale quantised
@@ -64,9 +63,7 @@ def buffers_for(geometry: Geometry, num_tokens: int, device: torch.device) -> Bu
     pair_row = torch.empty(pairs, dtype=torch.int32, device=device)
     pair_weight = torch.empty(pairs, dtype=torch.bfloat16, device=device)
     blocks = triton.cdiv(num_tokens, blocks_for(num_tokens).tokens)
-    memory, (row_token, block_counts) = Workspace(
-        (torch.int32, rows), (torch.int32, blocks, geometry.num_local_experts)
-    ).allocate(device)
+    block_counts = torch.empty(blocks, geometry.num_local_experts, dtype=torch.int32, device=device)
     (offsets,) = addresses(gemms.expert_offsets)
     results = (act,) if act_rows else (gemms.act, gemms.act_scale)
     return Buffers(
@@ -74,8 +71,8 @@ def buffers_for(geometry: Geometry, num_tokens: int, device: torch.device) -> Bu
         act,
         pair_row,
         pair_weight,
-        memory,
-        Permutation(offsets, row_token, *addresses(pair_row, pair_weight), block_counts),
+        block_counts,
+        Permutation(offsets, *addresses(pair_row, pair_weight, block_counts)),
         addresses(gemms.x, gemms.x_scale, gemms.gemm1_sizes, gemms.gemm2_sizes),
         (*addresses(gemms.up_gate), offsets, *addresses(*results)),
         *addresses(gemms.y),
@@ -96,7 +93,7 @@ def moe(geometry: Geometry, choice: Choice, logits, bias, hidden, hidden_scale, 
                              geometry.top_k, 0, factor, True)  # fmt: skip
     permutation = buffers.permutation
     permute(geometry, experts, weights, offset, permutation, buffers.y, pdl)
-    gather(geometry, hidden, hidden_scale, permutation.expert_offsets, permutation.row_token,
+    gather(geometry, hidden, hidden_scale, permutation.expert_offsets, permutation.pair_row,
            buffers.gathered, pdl)  # fmt: skip
     gemms.gemm1(choice.gemm1, w1, w1_scale)
     if num_tokens <= QUANT_OP_TOKENS:

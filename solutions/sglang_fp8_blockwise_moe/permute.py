@@ -25,7 +25,6 @@ class Permutation(NamedTuple):
     """Where the rows come from and go to, on the device; tensors or addresses."""
 
     expert_offsets: object  # int32 [E + 1], prefix sums of the rows per local expert
-    row_token: object  # int32 [max_rows], token of each row
     pair_row: object  # int32 [T * top_k], row of each pair; max_rows if it is not local
     pair_weight: object  # bf16 [T * top_k], combine weight of each pair; 0 if it is not local
     block_counts: object  # int32 [blocks, E], scratch
@@ -62,7 +61,6 @@ def permute_kernel(
     expert_ptr,  # int32 [num_pairs], global experts
     weight_ptr,  # fp32 [num_pairs]
     expert_offsets_ptr,
-    row_token_ptr,
     pair_row_ptr,
     pair_weight_ptr,
     block_counts_ptr,  # read if COUNTED
@@ -71,7 +69,6 @@ def permute_kernel(
     num_blocks,
     no_row,
     local_expert_offset,
-    TOP_K: tl.constexpr,
     PAIRS: tl.constexpr,
     CHUNK: tl.constexpr,
     NUM_LOCAL: tl.constexpr,
@@ -112,7 +109,6 @@ def permute_kernel(
     rank = tl.cumsum(taken, 0) - taken
     row = tl.sum(taken * (next_row[None, :] + rank), 1)
     is_local = tl.sum(taken, 1) == 1
-    tl.store(row_token_ptr + row, pair // TOP_K, mask=is_local)
     tl.store(pair_row_ptr + pair, tl.where(is_local, row, no_row), mask=in_range)
     weight = tl.load(weight_ptr + pair, mask=is_local, other=0.0)
     tl.store(pair_weight_ptr + pair, weight.to(tl.bfloat16), mask=in_range)
@@ -125,7 +121,6 @@ _permute = Launcher(
     expert_ptr=_INT,
     weight_ptr=torch.float32,
     expert_offsets_ptr=_INT,
-    row_token_ptr=_INT,
     pair_row_ptr=_INT,
     pair_weight_ptr=torch.bfloat16,
     block_counts_ptr=_INT,
@@ -171,7 +166,7 @@ def permute(
         (programs, 1, 1),
         (experts, weights, *out, y, num_tokens * top_k, programs,
          max_rows(geometry, num_tokens), local_expert_offset),
-        (top_k, pairs, blocks.chunk, local, geometry.hidden_size,
+        (pairs, blocks.chunk, local, geometry.hidden_size,
          triton.next_power_of_2(geometry.hidden_size), counted, pdl),
         num_warps=blocks.warps,
         launch_pdl=pdl,

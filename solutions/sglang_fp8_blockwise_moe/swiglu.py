@@ -6,7 +6,7 @@ import triton.language as tl
 
 from ..common.geometry import Geometry
 from ..common.launch import Launcher
-from ..common.swiglu import MAX_PROGRAMS, swiglu_row
+from ..common.swiglu import MAX_PROGRAMS, NUM_WARPS, swiglu_row
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -49,6 +49,6 @@ def swiglu(geometry: Geometry, num_rows: int, up_gate, expert_offsets, act, pdl:
         (min(num_rows, MAX_PROGRAMS), 1, 1),
         (up_gate, expert_offsets, act, num_rows),
         (geometry.intermediate_size, geometry.num_local_experts, geometry.block, pdl),
-        num_warps=4,
+        num_warps=NUM_WARPS,
         launch_pdl=pdl,
     )

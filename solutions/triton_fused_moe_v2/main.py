@@ -52,7 +52,7 @@ def moe(geometry: Geometry, choice: Choice, logits, bias, hidden, hidden_scale, 
     pdl = not knobs.runtime.interpret
     buffers = buffers_for(geometry, num_tokens, hidden.device)
     routing = route(geometry, logits, bias, offset, factor, buffers.routing, pdl=pdl)
-    gather(geometry, hidden, hidden_scale, routing.expert_offsets, routing.row_token,
+    gather(geometry, hidden, hidden_scale, routing.expert_offsets, routing.token_rows,
            buffers.gathered, pdl)  # fmt: skip
     buffers.gemms.gemm1(choice.gemm1, w1, w1_scale)
     swiglu_quantize(geometry, max_rows(geometry, num_tokens), buffers.up_gate,
