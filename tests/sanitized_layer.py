@@ -22,7 +22,7 @@ from solutions.common.launch import Workspace  # noqa: E402
 
 OFFSET = 64
 SMALL = replace(DEEPSEEK_V3_EP8, intermediate_size=256)
-# few rows per expert; and one expert with two token tiles of the largest configuration
+# few rows per expert; and one expert with three token tiles of 128 rows: pairs of both kinds
 ROUTINGS = {24: None, 300: [70]}
 
 
