@@ -96,22 +96,17 @@ def test_nan_logits(offset, monkeypatch):
 def cutedsl_route():
     """The CuTe DSL routing alone: (logits, bias, offset) -> the first four fields of Routing."""
     pytest.importorskip("cutlass")
-    import cuda.bindings.driver as cuda
-    import cutlass.cute as cute
     from cutlass import Float32, Int32
-    from cutlass.cute.runtime import make_ptr
 
+    from solutions.common.cutedsl.compilation import compile_launch
     from solutions.common.cutedsl.layer import MoeLayer
     from solutions.common.cutedsl.routing import RoutePermute, routing_buffers
     from solutions.common.cutedsl.tile_queue import COUNTERS
 
     inputs, routed = MoeLayer.POINTERS[:2], MoeLayer.POINTERS[11:19]
-    pointers = [
-        make_ptr(dtype, 16, cute.AddressSpace.gmem, assumed_align=16) for dtype in inputs + routed
-    ]
-    compiled = cute.compile(
-        RoutePermute(DEEPSEEK_V3_EP8), *pointers, Int32(1), Int32(0), Float32(1.0),
-        cuda.CUstream(0), options="--enable-tvm-ffi",
+    compiled = compile_launch(
+        RoutePermute(DEEPSEEK_V3_EP8), inputs + routed, (Int32(1), Int32(0), Float32(1.0)), (),
+        "--enable-tvm-ffi",
     )  # fmt: skip
 
     def route(logits, bias, offset):

@@ -16,8 +16,8 @@ import cutlass.cute as cute
 import torch
 import torch.nn.functional as F
 from cutlass import BFloat16, Float8E4M3FN, Float32, Int32
-from cutlass.cute.runtime import make_ptr
 
+from solutions.common.cutedsl.compilation import compile_launch
 from solutions.common.cutedsl.config import GemmConfig, config_for
 from solutions.common.cutedsl.direct import DirectGemms
 from solutions.common.cutedsl.gathered_tokens import GROUP_COLUMNS
@@ -107,11 +107,7 @@ class GroupedGemm:
 
     def compile(self, *decorators, options: str = ""):
         """For any rows; the result takes addresses as plain integers."""
-        pointers = [
-            make_ptr(dtype, 16, cute.AddressSpace.gmem, assumed_align=16) for dtype in self.POINTERS
-        ]
-        compiler = cute.compile[decorators] if decorators else cute.compile
-        return compiler(self, *pointers, Int32(4), cuda.CUstream(0), options=options)
+        return compile_launch(self, self.POINTERS, [Int32(4)], decorators, options)
 
 
 @lru_cache

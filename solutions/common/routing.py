@@ -296,15 +296,17 @@ _permute = Launcher(
 
 
 class Blocks(NamedTuple):
-    """How the tokens are shared out; measured on an H200."""
+    """How many tokens a program takes, with how many warps, and how much a permutation's program
+    counts at a time; measured on an H200."""
 
-    tokens: int  # of a program of either kernel: permute goes by the counts of select's blocks
-    warps: int  # of a program of select
-    chunk: int  # blocks whose counts permute reads at a time
+    tokens: int
+    warps: int
+    chunk: int
 
 
 def blocks_for(num_tokens: int) -> Blocks:
-    """Few tokens: a program each. Many: larger blocks, so that the counts stay short."""
+    """Few tokens: a program each. Many: larger blocks, so that the counts stay short. The warps
+    are those of select; both kernels take the same blocks."""
     if num_tokens <= 256:
         return Blocks(1, 1, 64)
     return Blocks(8, 8, 128) if num_tokens <= 4096 else Blocks(16, 8, 64)

@@ -16,7 +16,7 @@ import triton.language as tl
 
 from ..common.geometry import Geometry
 from ..common.launch import Launcher
-from ..common.routing import max_rows, store_offsets, sum_block_counts
+from ..common.routing import Blocks, max_rows, store_offsets, sum_block_counts
 
 COUNT_ALL_TOKENS = 256  # up to here every program counts all pairs itself
 
@@ -126,14 +126,6 @@ _permute = Launcher(
     block_counts_ptr=_INT,
     y_ptr=torch.bfloat16,
 )
-
-
-class Blocks(NamedTuple):
-    """How many tokens a program takes, with how many warps, and how much it counts at a time."""
-
-    tokens: int
-    warps: int
-    chunk: int
 
 
 def blocks_for(num_tokens: int) -> Blocks:

@@ -113,7 +113,7 @@ class Combine:
         index = block * 32 + cute.arch.lane_idx()
         row = Int32(-1)
         if index < num_tokens * TOP_K:
-            row = cute.make_tensor(token_rows, cute.make_layout(1 << 30))[index]
+            row = token_rows[index]
         return row
 
     @cute.jit

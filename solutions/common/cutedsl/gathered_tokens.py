@@ -24,7 +24,7 @@ from cutlass import Float8E4M3FN, Float32, Int16, Int32, Int64
 from cutlass.cute.nvgpu import cpasync
 
 from .combine import BUFFER_BYTES
-from .moe_gemms import BLOCK, QUEUE_SLOTS, TOKEN_WARPS, MoeGemms
+from .moe_gemms import BLOCK, QUEUE_SLOTS, TOKEN_WARPS, MoeGemms, swizzled
 from .ring import Ring, consumer_state, producer_state
 from .tile_queue import END, GEMM1, GEMM2, ROW_BLOCK, Tile, padded, select
 from .vectors import vector
@@ -61,9 +61,7 @@ class GatheredTokens(MoeGemms):
         x, x_scale = self.gathered(act, act_scale, act_rows)
         act_rows = cute.assume(act_rows, divby=4)
         load = cpasync.CopyBulkTensorTileG2SOp()
-        box = cute.make_composed_layout(
-            cute.make_swizzle(3, 4, 3), 0, cute.make_layout((ROW_BLOCK, BLOCK), stride=(BLOCK, 1))
-        )
+        box = swizzled((ROW_BLOCK, BLOCK), (BLOCK, 1))
         loads = []
         for tokens, width in ((x, g.hidden_size), (act, g.intermediate_size)):
             tensor = cute.make_tensor(

@@ -8,10 +8,10 @@ import cuda.bindings.driver as cuda
 import cutlass.cute as cute
 import torch
 from cutlass import BFloat16, Float8E4M3FN, Float32, Int32
-from cutlass.cute.runtime import make_ptr
 
 from ..geometry import Geometry
 from ..routing import max_rows
+from .compilation import compile_launch
 from .config import GemmConfig, config_for
 from .direct import DirectGemms
 from .routing import RoutePermute, routing_buffers
@@ -75,13 +75,8 @@ class MoeLayer:
 
     def compile(self, *decorators, options: str = ""):
         """Compile for any number of tokens; the result takes addresses as plain integers."""
-        pointers = [
-            make_ptr(dtype, 16, cute.AddressSpace.gmem, assumed_align=16) for dtype in self.POINTERS
-        ]
-        compiler = cute.compile[decorators] if decorators else cute.compile
-        return compiler(
-            self, *pointers, Int32(1), Int32(0), Float32(1.0), cuda.CUstream(0), options=options
-        )
+        numbers = Int32(1), Int32(0), Float32(1.0)
+        return compile_launch(self, self.POINTERS, numbers, decorators, options)
 
 
 @lru_cache

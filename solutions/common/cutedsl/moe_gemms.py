@@ -66,7 +66,7 @@ PREFETCH_TOKENS = 2048  # up to here the hidden states fit into a fraction of th
 E4M3_MAX = 448.0
 
 
-def _swizzled(shape: tuple, stride: tuple) -> cute.ComposedLayout:
+def swizzled(shape: tuple, stride: tuple) -> cute.ComposedLayout:
     """128-byte swizzled layout, as TMA writes and wgmma reads it."""
     return cute.make_composed_layout(
         cute.make_swizzle(3, 4, 3), 0, cute.make_layout(shape, stride=stride)
@@ -174,8 +174,8 @@ class MoeGemms:
         )
         w2_tensor = cute.make_tensor(w2, cute.make_layout((h, i, e), stride=(i, 1, h * i)))
         part = r // self.config.cluster
-        box1 = _swizzled((BLOCK, 8, 2, part // 16), (1, BLOCK, 8 * BLOCK, 16 * BLOCK))
-        box2 = _swizzled((part, BLOCK), (BLOCK, 1))
+        box1 = swizzled((BLOCK, 8, 2, part // 16), (1, BLOCK, 8 * BLOCK, 16 * BLOCK))
+        box2 = swizzled((part, BLOCK), (BLOCK, 1))
         if cutlass.const_expr(self.config.cluster == 1):
             load = cpasync.CopyBulkTensorTileG2SOp()
         else:
@@ -602,7 +602,7 @@ class MoeGemms:
         for p in cutlass.range_constexpr(passes):
             index = tile.row + cutlass.min(row + p * rows_per_pass, tile.rows - 1)
             if cutlass.const_expr(is_gemm1):
-                index = cute.make_tensor(row_token, cute.make_layout(1 << 30))[index]
+                index = row_token[index]
             source.append(index)
         tokens = tokens + chunk * 16
         target = shared.tokens.data_ptr() + row * BLOCK + ((chunk ^ (row % 8)) * 16)
@@ -613,7 +613,7 @@ class MoeGemms:
             j = thread + p * threads
             index = tile.row + cutlass.min(j % n, tile.rows - 1)
             if cutlass.const_expr(is_gemm1):
-                index = cute.make_tensor(row_token, cute.make_layout(1 << 30))[index]
+                index = row_token[index]
             scale_source.append((j // n) * scale_stride + index)
         weight_scale = scale_1 if thread % 2 == 1 else scale_0
 

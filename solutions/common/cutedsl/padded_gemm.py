@@ -31,11 +31,11 @@ import cutlass.cute as cute
 import torch
 from cutlass import BFloat16, Float8E4M3FN, Float32, Int32, Int64
 from cutlass.cute.nvgpu import OperandMajorMode, cpasync, warpgroup
-from cutlass.cute.runtime import make_ptr
 from cutlass.pipeline import NamedBarrier
 from cutlass.utils import SmemAllocator
 from cutlass.utils.hopper_helpers import make_trivial_tiled_mma
 
+from .compilation import compile_launch
 from .ring import Ring, consumer_state, producer_state
 from .tile_queue import GEMM1, Tile, TileList
 from .vectors import vector
@@ -125,12 +125,7 @@ class PaddedGemmKernel:
 
     def compile(self, *decorators, options: str = ""):
         """Compile for all sizes; the result takes addresses and sizes as plain integers."""
-        pointers = [
-            make_ptr(dtype, 16, cute.AddressSpace.gmem, assumed_align=16) for dtype in self.POINTERS
-        ]
-        sizes = [Int32(1)] * 4
-        compiler = cute.compile[decorators] if decorators else cute.compile
-        return compiler(self, *pointers, *sizes, cuda.CUstream(0), options=options)
+        return compile_launch(self, self.POINTERS, [Int32(1)] * 4, decorators, options)
 
     def tiled_mma(self) -> cute.TiledMma:
         """Both warpgroups' wgmma for 32 columns of K."""

@@ -233,16 +233,8 @@ class SwapAbGemms(MoeGemms):
             scale = self.token_maximum(maxima, thread) * (1.0 / E4M3_MAX)
             (act_scale + Int64(tile.column) * act_rows + tile.row)[thread] = scale
         barrier.arrive_and_wait()
-        chunks = width // 16
-        for p in cutlass.range_constexpr(cute.ceil_div(n * chunks, self.consumer_threads)):
-            token = (thread + p * self.consumer_threads) // chunks
-            chunk = thread % chunks
-            if token < tile.rows:
-                target = Int64(tile.row + token) * self.geometry.intermediate_size
-                cute.autovec_copy(
-                    vector(quantised.iterator + token * (width + 16) + chunk * 16, 16, 16),
-                    vector(act + target + tile.column * width + chunk * 16, 16, 16),
-                )
+        i = self.geometry.intermediate_size
+        self.store_rows(quantised.iterator, thread, tile, act, i, width)
         barrier.arrive_and_wait()
 
     @cute.jit
@@ -271,17 +263,27 @@ class SwapAbGemms(MoeGemms):
         rounded.store(final.load().to(BFloat16))
         cute.autovec_copy(rounded, tiled_mma.get_slice(thread).partition_C(result))
         barrier.arrive_and_wait()
-        chunks = r // 8
-        for p in cutlass.range_constexpr(cute.ceil_div(n * chunks, self.consumer_threads)):
-            token = (thread + p * self.consumer_threads) // chunks
+        self.store_rows(result.iterator, thread, tile, y, h, r)
+        barrier.arrive_and_wait()
+
+    @cute.jit
+    def store_rows(
+        self, result, thread: Int32, tile: Tile, target, stride: cutlass.Constexpr,
+        width: cutlass.Constexpr,
+    ):  # fmt: skip
+        """The tile's rows of `width` elements, with 16 bytes between them in shared memory, to
+        target [*, stride]."""
+        size = 128 // result.dtype.width  # of a vector
+        chunks, threads = width // size, self.consumer_threads
+        for p in cutlass.range_constexpr(cute.ceil_div(self.config.tokens * chunks, threads)):
+            token = (thread + p * threads) // chunks
             chunk = thread % chunks
             if token < tile.rows:
-                target = Int64(tile.row + token) * h + tile.column * r + chunk * 8
+                place = Int64(tile.row + token) * stride + tile.column * width + chunk * size
                 cute.autovec_copy(
-                    vector(result.iterator + token * (r + 8) + chunk * 8, 8, 16),
-                    vector(y + target, 8, 16),
+                    vector(result + token * (width + size) + chunk * size, size, 16),
+                    vector(target + place, size, 16),
                 )
-        barrier.arrive_and_wait()
 
 
 def swiglu(up: Float32, gate: Float32) -> Float32:
