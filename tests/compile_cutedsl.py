@@ -4,7 +4,6 @@ import json
 import os
 import re
 import tempfile
-from collections import Counter
 from pathlib import Path
 
 SCRATCH = tempfile.mkdtemp()
@@ -13,7 +12,7 @@ os.environ.update(CUTE_DSL_ARCH="sm_90a", CUTE_DSL_DUMP_DIR=SCRATCH)
 import cutlass.cute as cute  # noqa: E402
 from accumulator import places  # noqa: E402
 from mock_cuda import MockRuntime  # noqa: E402
-from sass import inspect  # noqa: E402
+from sass import inspect, resources  # noqa: E402
 
 from solutions.common.cutedsl import routing  # noqa: E402
 from solutions.common.cutedsl.config import TABLE  # noqa: E402
@@ -57,10 +56,9 @@ def main():
             "config": str(config),
             "threads": layer.gemms.threads,
             "shared": layer.gemms.shared.size_in_bytes(),
+            **resources(usage, sass, INSTRUCTIONS),
             "registers": max(int(count) for name, count in kernels if name == "kernel"),
             "routing": [(routing_registers[name], n) for name, n in ROUTING_THREADS.items()],
-            "stack": max(map(int, re.findall(r"STACK:(\d+)", usage))),
-            "instructions": Counter(re.findall(INSTRUCTIONS, sass)),
             "accumulator": places(layer.gemms.tiled_mma, config.warpgroups),
             "num_tokens": (num_tokens := min(max_tokens, 3000)),
             "launches": launches(layer, compiled, num_tokens),

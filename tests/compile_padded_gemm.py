@@ -6,9 +6,7 @@ thread's every value) and what the host hands to the driver, which a mock of the
 
 import json
 import os
-import re
 import tempfile
-from collections import Counter
 from pathlib import Path
 
 SCRATCH = tempfile.mkdtemp()
@@ -17,7 +15,7 @@ os.environ.update(CUTE_DSL_ARCH="sm_90a", CUTE_DSL_DUMP_DIR=SCRATCH)
 import cutlass.cute as cute  # noqa: E402
 from accumulator import places  # noqa: E402
 from mock_cuda import MockRuntime  # noqa: E402
-from sass import inspect  # noqa: E402
+from sass import inspect, resources  # noqa: E402
 
 from solutions.common.cutedsl.padded_gemm import (  # noqa: E402
     CONSUMERS,
@@ -43,9 +41,7 @@ def main():
             "tile": str(tile),
             "threads": THREADS,
             "shared": kernel.shared.size_in_bytes(),
-            "registers": max(map(int, re.findall(r"REG:(\d+)", usage))),
-            "stack": max(map(int, re.findall(r"STACK:(\d+)", usage))),
-            "instructions": Counter(re.findall(INSTRUCTIONS, sass)),
+            **resources(usage, sass, INSTRUCTIONS),
             "accumulator": places(kernel.tiled_mma, CONSUMERS),
             "launch": launch,
         }

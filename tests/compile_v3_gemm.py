@@ -2,9 +2,7 @@
 
 import json
 import os
-import re
 import tempfile
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +12,7 @@ os.environ.update(CUTE_DSL_ARCH="sm_90a", CUTE_DSL_DUMP_DIR=SCRATCH)
 import cutlass.cute as cute  # noqa: E402
 from bundle.cutedsl_v3_gemm import GroupedGemm  # noqa: E402
 from mock_cuda import MockRuntime  # noqa: E402
-from sass import inspect  # noqa: E402
+from sass import inspect, resources  # noqa: E402
 
 from solutions.common.cutedsl.config import TABLE  # noqa: E402
 from solutions.common.geometry import DEEPSEEK_V3_EP8  # noqa: E402
@@ -35,9 +33,7 @@ def main():
             "threads": gemm.gemms.threads,
             "weight_tiles": gemm.gemms.weight_tiles,
             "shared": gemm.gemms.shared.size_in_bytes(),
-            "registers": max(map(int, re.findall(r"REG:(\d+)", usage))),
-            "stack": max(map(int, re.findall(r"STACK:(\d+)", usage))),
-            "instructions": Counter(re.findall(INSTRUCTIONS, sass)),
+            **resources(usage, sass, INSTRUCTIONS),
             "launch": MockRuntime(gemm.compile(), Path(SCRATCH)).launch(
                 POINTERS, [MAX_ROWS], descriptors=2
             ),

@@ -64,10 +64,12 @@ def inputs(seq_len: int, **changes) -> dict:
     }
 
 
-ROUTES = {
-    geometry: execute_reference(definition(ROOT))["route"]
+NAMES = {
+    geometry: execute_reference(definition(ROOT))
     for geometry, definition in {TOY: toy_definition, DEEPSEEK_V3_EP8: real_definition}.items()
 }
+ROUTES = {geometry: names["route"] for geometry, names in NAMES.items()}
+REFERENCE = NAMES[TOY]["run"]
 
 
 def routed_to(

@@ -1,6 +1,8 @@
 """What a compiled kernel is made of: resource usage and machine code, without a GPU."""
 
+import re
 import subprocess
+from collections import Counter
 from pathlib import Path
 
 from triton import knobs  # ships cuobjdump and nvdisasm
@@ -15,3 +17,13 @@ def inspect(cubin: bytes, folder: Path) -> tuple[str, str]:
         for command in ([knobs.nvidia.cuobjdump.path, "-res-usage"], [knobs.nvidia.nvdisasm.path])
     )
     return usage.stdout + usage.stderr, sass.stdout
+
+
+def resources(usage: str, sass: str, instructions: str) -> dict:
+    """What `inspect` tells: the most registers and stack of a kernel, and how often there are the
+    instructions that the pattern's group matches."""
+    return {
+        "registers": max(map(int, re.findall(r"REG:(\d+)", usage))),
+        "stack": max(map(int, re.findall(r"STACK:(\d+)", usage))),
+        "instructions": Counter(re.findall(instructions, sass)),
+    }

@@ -1,13 +1,7 @@
 """Every shipped CuTe DSL configuration compiles for Hopper, without a GPU, to what was meant."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
-from bundle.paths import ROOT
+from child import facts_of
 
 from solutions.common.cutedsl.config import TABLE, GemmConfig
 
@@ -19,11 +13,7 @@ REGISTERS = 65_536  # of a multiprocessor
 
 @pytest.fixture(scope="module")
 def kernels():
-    script = Path(__file__).with_name("compile_cutedsl.py")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return facts_of("compile_cutedsl.py")
 
 
 def test_all_configurations(kernels):

@@ -9,17 +9,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from bundle.oracle import execute_reference
-from bundle.paths import ROOT
-from test_routing import logits_and_bias
-from toy_reference import real_definition
+from test_routing import logits_and_bias, reference_route
 
 from solutions.common.geometry import DEEPSEEK_V3_EP8
 
 pytest.importorskip("cutlass")
 from solutions.common.cutedsl import routing, tile_queue  # noqa: E402
 
-reference_route = execute_reference(real_definition(ROOT))["route"]
 LANES = np.arange(32, dtype=np.int32)
 
 

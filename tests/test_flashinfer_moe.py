@@ -10,11 +10,8 @@ from inspect import signature
 import pytest
 import torch
 import torch.nn.functional as F
-from bundle.oracle import execute_reference
-from bundle.paths import ROOT
-from layers import DEVICE, ROUTES, TOY, assert_close, call, inputs, routed_to
+from layers import DEVICE, REFERENCE, ROUTES, TOY, assert_close, call, inputs, routed_to
 from real_layer import assert_close_to_torch, real_inputs, run_real
-from toy_reference import toy_definition
 
 pytest.importorskip("flashinfer")
 
@@ -22,7 +19,6 @@ from solutions.common.geometry import DEEPSEEK_V3_EP8  # noqa: E402
 from solutions.flashinfer_moe import blackwell, hopper, main  # noqa: E402
 from solutions.torch_moe import main as torch_moe  # noqa: E402
 
-REFERENCE = execute_reference(toy_definition(ROOT))["run"]
 FP8, FP32, BF16, INT32 = torch.float8_e4m3fn, torch.float32, torch.bfloat16, torch.int32
 
 

@@ -1,17 +1,12 @@
 """The grouped GEMM kernels of the sweep against fp32, and cutedsl_v3_gemm without a GPU."""
 
 import ctypes
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from bundle.grouped_gemms import FP8, NOT_ALONE, dequantize, kernels
-from bundle.paths import ROOT
 from bundle.requirements import current_device, why_not
+from child import facts_of
 from gemm import Operands, choose_kernels
 from layers import DEVICE
 
@@ -143,16 +138,7 @@ def test_v3_refuses_what_it_cannot_do(experts, n, k):
 @pytest.fixture(scope="module")
 def compiled_kernels():
     pytest.importorskip("cutlass")
-    script = Path(__file__).with_name("compile_v3_gemm.py")
-    paths = os.pathsep.join(map(str, (ROOT, ROOT / "scripts")))
-    done = subprocess.run(
-        [sys.executable, script],
-        env={**os.environ, "PYTHONPATH": paths},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return facts_of("compile_v3_gemm.py")
 
 
 def test_v3_compiles_to_the_layers_kernel(compiled_kernels):

@@ -2,18 +2,13 @@
 
 import pytest
 import torch
-from bundle.oracle import execute_reference
-from bundle.paths import ROOT
-from layers import DEVICE, LAYERS, TOY, assert_close, call, inputs, routed_to
-from toy_reference import toy_definition
+from layers import DEVICE, LAYERS, REFERENCE, TOY, assert_close, call, inputs, routed_to
 
 from solutions.common.checks import check_arguments
 from solutions.sglang_fp8_blockwise_moe import main as sglang_moe
 from solutions.torch_moe import main as torch_moe
 from solutions.triton_fused_moe_v2 import main as triton_v2
 from solutions.triton_fused_moe_v3 import main as triton_v3
-
-REFERENCE = execute_reference(toy_definition(ROOT))["run"]
 
 layers = pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS.keys())
 ONE_OF_EACH = {name.partition("-")[0]: layer for name, layer in reversed(LAYERS.items())}

@@ -1,16 +1,11 @@
 """The padded grouped GEMM: what its tiles compile to for Hopper, and on a GPU what they compute."""
 
-import json
-import os
 import shutil
-import subprocess
-import sys
 from itertools import accumulate
-from pathlib import Path
 
 import pytest
 import torch
-from bundle.paths import ROOT
+from child import facts_of
 
 cutlass = pytest.importorskip("cutlass")
 from solutions.common.cutedsl import padded_gemm as gemm  # noqa: E402
@@ -27,11 +22,7 @@ tiles = pytest.mark.parametrize("tile", TILES, ids=lambda tile: f"{tile.rows}x{t
 def kernels():
     if shutil.which("cc") is None:
         pytest.skip("needs a C compiler for the mock of the CUDA runtime")
-    script = Path(__file__).with_name("compile_padded_gemm.py")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(script.parent)])}
-    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    facts = [json.loads(line) for line in done.stdout.splitlines()]
+    facts = facts_of("compile_padded_gemm.py")
     assert [fact["tile"] for fact in facts] == [str(tile) for tile in TILES]
     return dict(zip(TILES, facts))
 

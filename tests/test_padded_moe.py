@@ -6,17 +6,13 @@ kernel itself runs.
 
 import pytest
 import torch
-from bundle.oracle import execute_reference
-from bundle.paths import ROOT
-from layers import DEVICE, TOY, assert_close, call, inputs, routed_to
-from toy_reference import toy_definition
+from layers import DEVICE, REFERENCE, TOY, assert_close, call, inputs, routed_to
 
 from solutions.common import padded_moe
 from solutions.cutedsl_moe_fp8_v1.padding import LoopPadding
 from solutions.cutedsl_moe_fp8_v2.padding import IndexPadding
 from solutions.torch_moe.main import dequantize
 
-REFERENCE = execute_reference(toy_definition(ROOT))["run"]
 PADDINGS = {"v1": LoopPadding, "v2": IndexPadding}
 paddings = pytest.mark.parametrize("padding", PADDINGS.values(), ids=PADDINGS.keys())
 

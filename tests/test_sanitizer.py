@@ -1,12 +1,9 @@
 """cutedsl_moe_fp8_v3 under compute-sanitizer, in every shipped configuration."""
 
-import os
 import shutil
-import subprocess
-import sys
 
 import pytest
-from bundle.paths import ROOT
+from child import run_child
 
 pytest.importorskip("cutlass")
 pytest.importorskip("tvm_ffi")
@@ -23,15 +20,11 @@ CLEAN = {
 @pytest.mark.parametrize("tool", CLEAN)
 @pytest.mark.timeout(600)
 def test_v3(tool):
-    command = [
+    command = (
         SANITIZER, "--tool", tool, "--kernel-regex", "kns=kernel_cutlass",
         "--report-api-errors", "no",  # the JIT asks the driver for functions that it may not have
-        sys.executable, str(ROOT / "tests" / "sanitized_layer.py"),
-    ]  # fmt: skip
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "scripts"), *filter(None, sys.path)])
-    done = subprocess.run(
-        command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True
-    )
+    )  # fmt: skip
+    done = run_child("sanitized_layer.py", under=command)
     said = done.stdout + done.stderr
     assert done.returncode == 0 and "10 calls" in said, said[-3000:]
     assert CLEAN[tool] in said, said[-3000:]

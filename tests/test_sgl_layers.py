@@ -10,13 +10,21 @@ from dataclasses import replace
 
 import pytest
 import torch
-from bundle.oracle import execute_reference
 from bundle.paths import ROOT
-from layers import DEVICE, ROUTES, TOY, assert_close, call, inputs, routed_to, with_sgl_kernel
+from layers import (
+    DEVICE,
+    REFERENCE,
+    ROUTES,
+    TOY,
+    assert_close,
+    call,
+    inputs,
+    routed_to,
+    with_sgl_kernel,
+)
 from sgl_standin import HAS_SGL_KERNEL, SCHEMAS
 from test_routing import logits_and_bias
 from torch.utils._python_dispatch import TorchDispatchMode
-from toy_reference import toy_definition
 
 from solutions.common.geometry import DEEPSEEK_V3_EP8
 from solutions.common.sgl_choice import SM_90, SM_100, Choice
@@ -30,7 +38,6 @@ pytestmark = pytest.mark.skipif(
     DEVICE == "cuda" and not HAS_SGL_KERNEL,
     reason="needs the module sgl_kernel: pip install '.[sglang]'",
 )
-REFERENCE = execute_reference(toy_definition(ROOT))["run"]
 FP8, FP32, BF16, INT32, INT64 = (
     torch.float8_e4m3fn, torch.float32, torch.bfloat16, torch.int32, torch.int64,
 )  # fmt: skip
