@@ -20,19 +20,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bundle.comparison import Comparison, compare
+from bundle.comparison.figures import Comparison, compare
+from bundle.comparison.floor import Gpu
+from bundle.comparison.render import markdown, terminal, to_csv_text, to_json_text
+from bundle.comparison.traces import load_traces
+from bundle.files import replace_section, write_whole
 from bundle.paths import ROOT, BadInput
-from bundle.roofline import Gpu
-from bundle.tables import (
-    WIDTH,
-    markdown,
-    replace_section,
-    terminal,
-    to_csv_text,
-    to_json_text,
-    write_whole,
-)
-from bundle.traces import load_traces
+from bundle.sheets import WIDTH
 from rich.console import Console
 
 

@@ -4,7 +4,7 @@
 The sweep is E experts x m rows each x N x K; then come both GEMMs of the layer with the rows per
 expert of the 19 workloads. Times are medians with a cold L2 cache, without the host's launch time,
 and every result is checked against fp32. The kernels, those of all solutions whose grouped GEMM
-can be called alone, are listed in bundle/grouped_gemms.py.
+can be called alone, are listed in bundle/probes/grouped_gemms.py.
 
     python scripts/gemm.py
     python scripts/gemm.py --experts 8 --m 64 --baseline triton_v3_gemm
@@ -19,14 +19,15 @@ from functools import partial
 from itertools import product
 
 import torch
-from bundle.grouped_gemms import BLOCK, FP8, NOT_ALONE, Kernel, Launch, Problem, kernels
-from bundle.layer import named_cases, use_solutions
-from bundle.measure import Timer
 from bundle.paths import ROOT, BadInput
-from bundle.report_tables import gemm_sheets
-from bundle.reporting import Task, exit_with, report_parser, run_report
-from bundle.reports import GemmReport, GemmRow, rates
-from bundle.requirements import current_device, why_not
+from bundle.probes.cases import named_cases, use_solutions
+from bundle.probes.grouped_gemms import NOT_ALONE, Kernel, kernels
+from bundle.probes.problem import BLOCK, FP8, Launch, Problem
+from bundle.probes.report_tables import gemm_sheets
+from bundle.probes.reporting import Task, exit_with, report_parser, run_report
+from bundle.probes.reports import GemmReport, GemmRow, rates
+from bundle.probes.timer import Timer
+from bundle.runs.requirements import current_device, why_not
 
 EXPERTS = (1, 4, 8)
 ROWS = (64, 128, 512)

@@ -6,7 +6,7 @@ import re
 import shutil
 import sys
 
-from bundle.packing import CONFIG_FILE, PACKED_FILE, pack_in_place
+from bundle.dataset.packing import CONFIG_FILE, PACKED_FILE, pack_in_place
 from bundle.paths import ROOT, BadInput
 
 TEMPLATE = "torch_moe"

@@ -11,8 +11,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from bundle.packing import PACKED_FILE, pack_folders, pack_in_place, solution_folders
-from bundle.paths import ROOT, BadInput, check_root, load_definition
+from bundle.dataset.loading import load_definition
+from bundle.dataset.packing import PACKED_FILE, pack_folders, pack_in_place, solution_folders
+from bundle.paths import ROOT, BadInput, check_root
 from flashinfer_bench.data import save_json_file
 
 

@@ -23,7 +23,18 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-from bundle.errors import (
+from bundle.dataset.replicas import NUM_LOCAL_EXPERTS, reference_route
+from bundle.paths import ROOT
+from bundle.probes.cases import (
+    Arguments,
+    Solution,
+    named_cases,
+    new_output,
+    solutions_here,
+    synthetic_case,
+)
+from bundle.probes.grouped_gemms import Kernel, kernels
+from bundle.probes.numerics import (
     Layer,
     code_mismatch,
     differing_share,
@@ -32,21 +43,11 @@ from bundle.errors import (
     seen_intermediate,
     simulate,
 )
-from bundle.grouped_gemms import Kernel, Problem, kernels
-from bundle.layer import (
-    Arguments,
-    Solution,
-    named_cases,
-    new_output,
-    solutions_here,
-    synthetic_case,
-)
-from bundle.paths import ROOT
-from bundle.replicas import NUM_LOCAL_EXPERTS, reference_route
-from bundle.report_tables import precision_sheets
-from bundle.reporting import Task, exit_with, report_parser, run_report
-from bundle.reports import PrecisionReport, PrecisionRow
-from bundle.requirements import current_device, why_not
+from bundle.probes.problem import Problem
+from bundle.probes.report_tables import precision_sheets
+from bundle.probes.reporting import Task, exit_with, report_parser, run_report
+from bundle.probes.reports import PrecisionReport, PrecisionRow
+from bundle.runs.requirements import current_device, why_not
 
 MODEL = "fp8 model"  # the fp64 model with requantisation, as a solution
 FP32, FP64 = "fp32", "own fp64 model"  # what results are compared with

@@ -6,8 +6,8 @@ The exit status is 1 if --check finds a bad blob, and 2 if the table or the dige
 
 For maintainers: --sync rewrites the committed files that follow from others. Run it after a change
 of definitions/moe/<DEF>.py (the reference's source, copied into the definition), of
-workloads/moe/<DEF>.csv (the table behind the workloads) or of bundle/replicas.py (the generator,
-whose results the digests pin).
+workloads/moe/<DEF>.csv (the table behind the workloads) or of bundle/dataset/replicas.py (the
+generator, whose results the digests pin).
 """
 
 import argparse
@@ -15,7 +15,7 @@ import json
 import sys
 from pathlib import Path
 
-from bundle.replicas import (
+from bundle.dataset.replicas import (
     DEFINITION,
     digests_path,
     find_bad_blobs,
@@ -26,10 +26,9 @@ from bundle.replicas import (
     workload_lines,
     write_blobs,
 )
+from bundle.paths import ROOT
 from rich.console import Console
 from rich.progress import track
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def main() -> int:

@@ -16,13 +16,13 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from bundle.comparison.traces import load_traces
+from bundle.files import replace_section, write_whole
+from bundle.page.page import Page, headlines, line_plots, machines_of, render, solutions_of
+from bundle.page.plots import png
 from bundle.paths import ROOT, BadInput
-from bundle.plots import png
-from bundle.report_page import Page, headlines, line_plots, machines_of, render, solutions_of
-from bundle.reporting import exit_with
-from bundle.reports import DATA
-from bundle.tables import replace_section, write_whole
-from bundle.traces import load_traces
+from bundle.probes.reporting import exit_with
+from bundle.probes.reports import DATA
 
 TITLE = "DeepSeek-V3's FP8 MoE layer: solutions compared"
 

@@ -2,8 +2,9 @@
 """Roofline: what this GPU can reach, measured, and how much of it the solutions do.
 
 The floor of a workload is the larger of reading the hit experts' weights once at the best measured
-read rate, and multiplying at the best measured dense FP8 rate (bundle/roofline.py). The rates are
-stored in the report; the solutions' times come from traces.
+read rate, and multiplying at the best measured dense FP8 rate
+(bundle/comparison/floor.py). The rates are stored in the report; the solutions' times come from
+traces.
 
     python scripts/roofline.py
     python scripts/roofline.py --show --format markdown --traces traces
@@ -17,13 +18,13 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from bundle.measure import Timer
+from bundle.comparison.traces import load_traces
 from bundle.paths import ROOT
-from bundle.read_kernel import read
-from bundle.report_tables import roofline_sheets
-from bundle.reporting import Task, exit_with, report_parser, run_report
-from bundle.reports import RateRow, RooflineReport
-from bundle.traces import load_traces
+from bundle.probes.kernels.read_kernel import read
+from bundle.probes.report_tables import roofline_sheets
+from bundle.probes.reporting import Task, exit_with, report_parser, run_report
+from bundle.probes.reports import RateRow, RooflineReport
+from bundle.probes.timer import Timer
 
 BYTES = 4 << 30
 GEMMS = ((16384, 4096, 7168), (8192, 8192, 8192))  # M, N, K: GEMM1 of many tokens; a usual peak

@@ -19,13 +19,19 @@ import sys
 from pathlib import Path
 
 import torch
-from bundle.cpu_runner import CpuBenchmark
-from bundle.dataset import check_blobs, describe, load_dataset
-from bundle.packing import CONFIG_FILE, Requires, pack_in_place, read_config, solution_folders
+from bundle.dataset.loading import check_blobs, describe, load_dataset
+from bundle.dataset.packing import (
+    CONFIG_FILE,
+    Requires,
+    pack_in_place,
+    read_config,
+    solution_folders,
+)
+from bundle.dataset.replicas import prepare
 from bundle.paths import ROOT, BadInput, check_root
-from bundle.replicas import prepare
-from bundle.requirements import Device, current_device, why_not
-from bundle.session import Job, run_job, split, unfinished
+from bundle.runs.cpu_runner import CpuBenchmark
+from bundle.runs.jobs import Job, run_job, split, unfinished
+from bundle.runs.requirements import Device, current_device, why_not
 from flashinfer_bench.bench import Benchmark, BenchmarkConfig
 from flashinfer_bench.data import EvaluationStatus, Solution, Trace, TraceSet
 from rich.console import Console

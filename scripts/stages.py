@@ -2,8 +2,9 @@
 """Stage times of the solutions: where does a layer's time go?
 
 Every solution is called as flashinfer-bench calls it (cold L2, idle GPU), once under CUDA events
-and once under torch.profiler; its kernels are put into stages by their names (bundle/stages.py).
-Stages that share a kernel are shown as one. The gap is the time in which no kernel ran.
+and once under torch.profiler; its kernels are put into stages by their names
+(bundle/probes/stages.py). Stages that share a kernel are shown as one. The gap is the time in
+which no kernel ran.
 
     python scripts/stages.py --workloads 58 901
     python scripts/stages.py --seq-len 1024 --experts-active 2 --baseline torch_moe
@@ -16,7 +17,7 @@ import argparse
 from collections.abc import Sequence
 from functools import partial
 
-from bundle.layer import (
+from bundle.probes.cases import (
     Arguments,
     Case,
     Solution,
@@ -25,12 +26,12 @@ from bundle.layer import (
     solutions_here,
     synthetic_case,
 )
-from bundle.measure import Timer
-from bundle.report_tables import stage_sheets
-from bundle.reporting import Task, exit_with, report_parser, run_report
-from bundle.reports import StageReport, StageRow
-from bundle.requirements import current_device
-from bundle.stages import summarize
+from bundle.probes.report_tables import stage_sheets
+from bundle.probes.reporting import Task, exit_with, report_parser, run_report
+from bundle.probes.reports import StageReport, StageRow
+from bundle.probes.stages import summarize
+from bundle.probes.timer import Timer
+from bundle.runs.requirements import current_device
 
 WORKLOADS = (58, 901, 14107)
 

@@ -1,1 +1,1 @@
-"""Importable helpers of the scripts; each script does one job with them."""
+"""What the scripts share, by subject; each script does one job with it."""

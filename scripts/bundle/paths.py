@@ -2,9 +2,6 @@
 
 from pathlib import Path
 
-from flashinfer_bench.data import Definition, load_json_file
-from pydantic import ValidationError
-
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -21,16 +18,3 @@ def check_root(root: Path) -> Path:
         found = "no definitions/ in it" if root.is_dir() else "no such folder"
         raise BadInput(f"{root}: expected a flashinfer-bench dataset, but there is {found}")
     return root.resolve()
-
-
-def load_definition(root: Path, name: str) -> Definition:
-    """The definition `name` of the dataset at `root`."""
-    paths = sorted((root / "definitions").rglob("*.json"))
-    for path in paths:
-        if path.stem == name:
-            try:
-                return load_json_file(Definition, path)
-            except ValidationError as error:
-                raise BadInput(f"{path}: not a definition: {error}") from error
-    known = ", ".join(path.stem for path in paths) or "none"
-    raise BadInput(f"definition: {root} has no {name!r}; it has {known}")

@@ -1,0 +1,527 @@
+"""The numbers of a comparison: solutions against each other on the workloads of one definition.
+
+No rendering here; see render.py. A result that is not there stays visible: a cell always has a
+status, and a mean over an incomplete set has no value, only a count.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from math import isnan, nan
+from pathlib import Path
+from statistics import fmean, geometric_mean
+
+from flashinfer_bench.data import ScalarInput
+
+from ..dataset.replicas import DEFINITION, table_path
+from .compatibility import (
+    ABSENT,
+    ComparisonError,
+    by_environment,
+    recorded,
+    refuse_mixture,
+    workload_sets,
+)
+from .floor import GPUS, REGIMES, Gpu, MoeGeometry, Routing, load_routings, regime_of
+from .traces import TraceRecord
+
+PASSED = "PASSED"
+MISSING = "missing"
+COMMON = "common"  # the scope of the workloads passed by all solutions that passed any
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Errors against the reference; NaN and infinity are values like any other here."""
+
+    matched_ratio: float | None  # None: the evaluator recorded none
+    max_absolute_error: float
+    max_relative_error: float
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One solution on one workload. Without a latency all derived figures are None."""
+
+    status: str  # an EvaluationStatus of the harness, or MISSING
+    latency_us: float | None = None
+    reference_us: float | None = None  # None also if the reference was not timed
+    speedup: float | None = None  # reference / latency
+    baseline_ratio: float | None = None  # latency / latency of the baseline: below 1 is faster
+    winner: bool = False
+    floor_us: float | None = None  # given without a latency too; None without a roofline
+    over_floor_us: float | None = None
+    floor_ratio: float | None = None  # latency / floor
+    accuracy: Accuracy | None = None
+    timestamp: str | None = None  # ISO 8601
+    source: str | None = None  # file:line of the trace
+
+
+@dataclass(frozen=True)
+class Row:
+    """One workload."""
+
+    uuid: str
+    label: dict[str, float | str | None]  # what tells it apart: axes, then scalar inputs
+    axes: dict[str, int]
+    scalars: dict[str, float]
+    routing: Routing | None
+    regime: str | None
+    cells: dict[str, Cell]  # by column label
+
+
+@dataclass(frozen=True)
+class Column:
+    """One solution, in one environment where several are compared."""
+
+    label: str
+    solution: str
+    environment: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """A figure over the cells of a scope: how many of them gave a value, and the figure.
+
+    A mean has a value only if all did; an extreme is that of the cells that did.
+    """
+
+    value: float | None
+    count: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Score:
+    """One solution over the workloads of one scope."""
+
+    passed: int
+    total: int
+    wins: int
+    speedup_geometric: Aggregate
+    speedup_arithmetic: Aggregate
+    ratio_geometric: Aggregate
+    ratio_arithmetic: Aggregate
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Workloads that are averaged together: all, a regime, or those that everybody passed."""
+
+    label: str
+    workloads: int
+    scores: dict[str, Score]  # by column label
+
+
+@dataclass(frozen=True)
+class Record:
+    """One solution's statuses and worst errors over all workloads."""
+
+    statuses: dict[str, int]
+    matched_ratio_min: Aggregate
+    max_absolute_error: Aggregate
+    max_relative_error: Aggregate
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where the numbers come from."""
+
+    environment: dict[str, list[str]]  # hardware, flashinfer_bench, torch, ...: values seen
+    first: str  # ISO 8601
+    last: str
+    traces: int  # used in the table
+    superseded: int  # left out for a later trace of the same solution and workload
+    skipped_lines: int  # in all files read, whatever their definition
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything about one definition."""
+
+    definition: str
+    baseline: str | None
+    provenance: Provenance
+    columns: list[Column]
+    rows: list[Row]
+    scopes: list[Scope]
+    records: dict[str, Record]  # by column label
+    notes: list[str] = field(default_factory=list)
+
+
+def compare(
+    records: Sequence[TraceRecord],
+    *,
+    root: Path,
+    definition: str | None = None,
+    solutions: Sequence[str] | None = None,
+    baseline: str | None = None,
+    mix: bool = False,
+    gpu: Gpu | None = None,
+    skipped_lines: int = 0,
+) -> list[Comparison]:
+    """Compare the solutions of each definition in `records`, sorted by definition.
+
+    root: the bundle, for the table of what the MoE workloads' routing does.
+    definition, solutions: take only these (solutions also gives the order of the columns).
+    baseline: solution, or column label where environments are mixed, to which ratios are taken.
+    mix: accept several GPUs, library or harness versions (one column per solution and
+        environment) and several sets of workloads.
+    gpu: figures for the roofline instead of those known for the GPU's name.
+    skipped_lines: how many lines of the files could not be read, to be told in the report.
+    Raises ComparisonError for unknown names and for what only `mix` would accept.
+    """
+    by_definition: dict[str, list[TraceRecord]] = defaultdict(list)
+    for record in records:
+        by_definition[record.trace.definition].append(record)
+    names = sorted(by_definition)
+    if definition is not None:
+        if definition not in by_definition:
+            raise ComparisonError(
+                f"no trace of definition {definition}; there are: {', '.join(names)}"
+            )
+        names = [definition]
+    if solutions:
+        available = {record.solution for name in names for record in by_definition[name]}
+        if unknown := [name for name in solutions if name not in available]:
+            raise ComparisonError(
+                f"no trace of solution {', '.join(unknown)}; "
+                f"there are: {', '.join(sorted(available))}"
+            )
+    compared = []
+    for name in names:
+        chosen = [r for r in by_definition[name] if not solutions or r.solution in solutions]
+        if chosen:
+            compared.append(
+                _compare_one(name, chosen, root, solutions, baseline, mix, gpu, skipped_lines)
+            )
+    return compared
+
+
+def _compare_one(
+    definition: str,
+    records: list[TraceRecord],
+    root: Path,
+    solutions: Sequence[str] | None,
+    baseline: str | None,
+    mix: bool,
+    gpu: Gpu | None,
+    skipped_lines: int,
+) -> Comparison:
+    geometry = MoeGeometry.of_definition(definition)
+    notes = []
+    routings = load_routings(root) if definition == DEFINITION else {}
+
+    environments = by_environment(records)
+    differing = {
+        name: by_value
+        for name, by_value in environments.items()
+        if len(recorded(name, by_value)) > 1
+    }
+    sets = workload_sets(records, routings)
+    if not mix:
+        refuse_mixture(definition, differing | ({"workloads": sets} if len(sets) > 1 else {}))
+    elif len(sets) > 1:
+        notes.append(f"Mixed sets of workloads: {'; '.join(sets)}.")
+    hardware = sorted(environments["hardware"])
+    if len(hardware) > 1 and gpu:
+        raise ComparisonError(
+            f"{definition}: one pair of roofline figures for {len(hardware)} GPUs: "
+            f"{', '.join(hardware)}"
+        )
+
+    latest = _latest(records, list(differing))
+    columns = _columns(latest, list(differing), solutions)
+    if baseline is not None:
+        baseline = _find_baseline(baseline, definition, list(columns.values()))
+    floors, floor_notes = _floors(definition, geometry, hardware, gpu)
+    notes += floor_notes
+
+    workloads = {}
+    cells: dict[str, dict[str, Cell]] = defaultdict(dict)
+    for (variant, uuid), record in latest.items():
+        workloads[uuid] = record.trace.workload
+        cells[uuid][columns[variant].label] = _cell(record)
+    rows = []
+    for uuid, workload in workloads.items():
+        routing = routings.get(uuid)
+        seq_len = workload.axes.get("seq_len")
+        complete = {
+            column.label: _with_floor(
+                cells[uuid].get(column.label, Cell(MISSING)),
+                floors[column.environment["hardware"]],
+                routing,
+            )
+            for column in columns.values()
+        }
+        rows.append(
+            Row(
+                uuid=uuid,
+                label={},
+                axes=dict(workload.axes),
+                scalars={
+                    name: value.value
+                    for name, value in workload.inputs.items()
+                    if isinstance(value, ScalarInput)
+                },
+                routing=routing,
+                regime=regime_of(seq_len) if geometry and seq_len is not None else None,
+                cells=_judged(complete, baseline),
+            )
+        )
+    rows = _labelled(rows)
+    if any(floors.values()) and (without := sum(row.routing is None for row in rows)):
+        notes.append(f"No floor for {without} workload(s) that are not in {table_path(root).name}.")
+
+    labels = [column.label for column in columns.values()]
+    times = sorted(record.timestamp for record in latest.values())
+    return Comparison(
+        definition=definition,
+        baseline=baseline,
+        provenance=Provenance(
+            environment={name: sorted(values) for name, values in environments.items()},
+            first=times[0].isoformat(timespec="seconds"),
+            last=times[-1].isoformat(timespec="seconds"),
+            traces=len(latest),
+            superseded=len(records) - len(latest),
+            skipped_lines=skipped_lines,
+        ),
+        columns=list(columns.values()),
+        rows=rows,
+        scopes=_scopes(rows, labels),
+        records={label: _record([row.cells[label] for row in rows]) for label in labels},
+        notes=notes,
+    )
+
+
+def _latest(
+    records: Iterable[TraceRecord], differing: Sequence[str]
+) -> dict[tuple[tuple[str, ...], str], TraceRecord]:
+    """The latest record of each variant, (solution, differing environment...), and workload."""
+    latest: dict[tuple[tuple[str, ...], str], TraceRecord] = {}
+    for record in records:
+        environment = record.environment
+        variant = (record.solution, *(environment.get(name, ABSENT) for name in differing))
+        key = variant, record.trace.workload.uuid
+        if key not in latest or record.timestamp >= latest[key].timestamp:
+            latest[key] = record
+    return latest
+
+
+def _columns(
+    latest: dict[tuple[tuple[str, ...], str], TraceRecord],
+    differing: Sequence[str],
+    solutions: Sequence[str] | None,
+) -> dict[tuple[str, ...], Column]:
+    """One column per variant, in the order of `solutions` or else by name."""
+    variants = {variant: record for (variant, _), record in latest.items()}
+    rank = {name: position for position, name in enumerate(solutions or ())}
+    columns = {}
+    for variant in sorted(variants, key=lambda v: (rank.get(v[0], 0), v)):
+        solution, *values = variant
+        facets = [
+            value if name == "hardware" else f"{name} {value}"
+            for name, value in zip(differing, values, strict=True)
+        ]
+        label = f"{solution} @ {', '.join(facets)}" if facets else solution
+        columns[variant] = Column(label, solution, variants[variant].environment)
+    return columns
+
+
+def _find_baseline(name: str, definition: str, columns: list[Column]) -> str:
+    """The label of the column that `name` means."""
+    matches = [column.label for column in columns if name in (column.label, column.solution)]
+    if len(matches) == 1:
+        return matches[0]
+    problem = "matches several columns" if matches else "is not among the solutions"
+    available = ", ".join(matches or [column.label for column in columns])
+    raise ComparisonError(f"{definition}: baseline {name} {problem}: {available}")
+
+
+# Cells -----------------------------------------------------------------------------------------
+
+
+def _cell(record: TraceRecord) -> Cell:
+    """What the trace itself says."""
+    evaluation = record.trace.evaluation
+    cell = Cell(
+        status=evaluation.status.value,
+        timestamp=record.timestamp.isoformat(),
+        source=f"{record.path}:{record.line}",
+    )
+    if correctness := evaluation.correctness:
+        accuracy = Accuracy(
+            matched_ratio=(correctness.extra or {}).get("matched_ratio"),
+            max_absolute_error=correctness.max_absolute_error,
+            max_relative_error=correctness.max_relative_error,
+        )
+        cell = replace(cell, accuracy=accuracy)
+    if record.passed:
+        latency = evaluation.performance.latency_ms
+        reference = evaluation.performance.reference_latency_ms
+        cell = replace(
+            cell,
+            latency_us=latency * 1e3,
+            reference_us=reference * 1e3 or None,
+            speedup=reference / latency or None,
+        )
+    return cell
+
+
+def _floors(
+    definition: str, geometry: MoeGeometry | None, hardware: list[str], gpu: Gpu | None
+) -> tuple[dict[str, Callable[[Routing], float] | None], list[str]]:
+    """Per hardware name the floor in us of a routing, None if unknown; and notes on them."""
+    floors: dict[str, Callable[[Routing], float] | None] = dict.fromkeys(hardware)
+    notes = []
+    if geometry is None:
+        if gpu:
+            notes.append(f"No roofline floor: {definition} is no FP8 block-scale MoE layer.")
+        return floors, notes
+    for name in hardware:
+        figures = gpu or GPUS.get(name)
+        if figures is None:
+            notes.append(
+                f"No roofline floor: bandwidth and FP8 rate of {name} are not known here "
+                "(--bandwidth-tbs and --fp8-tflops give them)."
+            )
+            continue
+        notes.append(
+            f"Floor on {name}: {figures.bandwidth_tbs:g} TB/s, {figures.fp8_tflops:g} TFLOP/s "
+            f"dense FP8 ({figures.source})."
+        )
+        floors[name] = _floor_function(geometry, figures)
+    return floors, notes
+
+
+def _floor_function(geometry: MoeGeometry, gpu: Gpu) -> Callable[[Routing], float]:
+    return lambda routing: geometry.floor_us(gpu, routing.active_experts, routing.pairs)
+
+
+def _with_floor(
+    cell: Cell, floor: Callable[[Routing], float] | None, routing: Routing | None
+) -> Cell:
+    if floor is None or routing is None:
+        return cell
+    floor_us = floor(routing)
+    if cell.latency_us is None:
+        return replace(cell, floor_us=floor_us)
+    return replace(
+        cell,
+        floor_us=floor_us,
+        over_floor_us=cell.latency_us - floor_us,
+        floor_ratio=cell.latency_us / floor_us,
+    )
+
+
+def _judged(cells: dict[str, Cell], baseline: str | None) -> dict[str, Cell]:
+    """The cells of a row with their ratio to the baseline and the fastest marked."""
+    latencies = [cell.latency_us for cell in cells.values() if cell.latency_us is not None]
+    fastest = min(latencies, default=None)
+    against = cells[baseline].latency_us if baseline else None
+    return {
+        label: cell
+        if cell.latency_us is None
+        else replace(
+            cell,
+            winner=len(cells) > 1 and cell.latency_us == fastest,
+            baseline_ratio=cell.latency_us / against if against else None,
+        )
+        for label, cell in cells.items()
+    }
+
+
+def _labelled(rows: list[Row]) -> list[Row]:
+    """Name and sort the rows: by seq_len if they have one, then the other axes and scalars.
+
+    A scalar input is part of the name if it is an integer (an offset, a window) or varies; the
+    start of the uuid is if all that leaves two rows alike.
+    """
+    axes = list(dict.fromkeys(name for row in rows for name in row.axes))
+    axes.sort(key=lambda name: name != "seq_len")
+    scalars = [
+        name
+        for name in dict.fromkeys(name for row in rows for name in row.scalars)
+        if len({row.scalars.get(name) for row in rows}) > 1
+        or all(type(row.scalars.get(name)) is int for row in rows)
+    ]
+    names = [(name, "axes") for name in axes] + [(name, "scalars") for name in scalars]
+    labelled = [
+        replace(row, label={name: getattr(row, kind).get(name) for name, kind in names})
+        for row in rows
+    ]
+    if len({tuple(row.label.values()) for row in labelled}) < len(labelled):
+        labelled = [replace(row, label={**row.label, "uuid": row.uuid[:8]}) for row in labelled]
+    labelled.sort(
+        key=lambda row: [*((value is None, value or 0) for value in row.label.values()), row.uuid]
+    )
+    return labelled
+
+
+# Aggregates ------------------------------------------------------------------------------------
+
+
+def _scopes(rows: list[Row], labels: list[str]) -> list[Scope]:
+    """All workloads, each regime that has some, and the common ones where a cell is lacking."""
+    scopes = [_scope("all", rows, labels)]
+    for regime, *_ in REGIMES:
+        if inside := [row for row in rows if row.regime == regime]:
+            scopes.append(_scope(regime, inside, labels))
+    passing = [label for label in labels if scopes[0].scores[label].passed]
+    if any(scopes[0].scores[label].passed < len(rows) for label in passing):
+        common = [
+            row for row in rows if all(row.cells[label].status == PASSED for label in passing)
+        ]
+        if common:
+            scopes.append(_scope(COMMON, common, passing))
+    return scopes
+
+
+def _scope(label: str, rows: list[Row], labels: list[str]) -> Scope:
+    return Scope(
+        label=label,
+        workloads=len(rows),
+        scores={name: _score([row.cells[name] for row in rows]) for name in labels},
+    )
+
+
+def _score(cells: list[Cell]) -> Score:
+    speedups = [cell.speedup for cell in cells]
+    ratios = [cell.baseline_ratio for cell in cells]
+    return Score(
+        passed=sum(cell.status == PASSED for cell in cells),
+        total=len(cells),
+        wins=sum(cell.winner for cell in cells),
+        speedup_geometric=_mean(geometric_mean, speedups),
+        speedup_arithmetic=_mean(fmean, speedups),
+        ratio_geometric=_mean(geometric_mean, ratios),
+        ratio_arithmetic=_mean(fmean, ratios),
+    )
+
+
+def _mean(mean: Callable[[list[float]], float], values: list[float | None]) -> Aggregate:
+    there = [value for value in values if value is not None]
+    complete = len(there) == len(values)
+    return Aggregate(mean(there) if complete else None, len(there), len(values))
+
+
+def _record(cells: list[Cell]) -> Record:
+    accuracies = [cell.accuracy for cell in cells]
+    return Record(
+        statuses=dict(Counter(cell.status for cell in cells).most_common()),
+        matched_ratio_min=_extreme(min, [a and a.matched_ratio for a in accuracies]),
+        max_absolute_error=_extreme(max, [a and a.max_absolute_error for a in accuracies]),
+        max_relative_error=_extreme(max, [a and a.max_relative_error for a in accuracies]),
+    )
+
+
+def _extreme(pick: Callable[[list[float]], float], values: list[float | None]) -> Aggregate:
+    """The worst value; a NaN is worse than any number (min and max would hide it)."""
+    there = [value for value in values if value is not None]
+    if any(isnan(value) for value in there):
+        worst = nan
+    else:
+        worst = pick(there) if there else None
+    return Aggregate(worst, len(there), len(values))

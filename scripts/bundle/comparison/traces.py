@@ -1,0 +1,148 @@
+"""Load flashinfer-bench traces from any number of folders and .jsonl files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from math import inf
+from pathlib import Path
+
+from flashinfer_bench.data import EvaluationStatus, Trace
+from pydantic import ValidationError
+
+from ..machine import UNKNOWN
+from ..paths import BadInput
+
+# flashinfer-bench writes no version into a trace, but its versions differ in where they put it.
+# This matters: 0.1.x reports mean latencies on fresh clones, its successor medians without.
+LAYOUT_0_1 = "0.1.x, by its folders"  # traces/<op_type>/<definition>.jsonl
+LAYOUT_BY_AUTHOR = "newer than 0.1.x, by its folders"  # traces/<author>/<op_type>/...
+DRIVER = "driver"  # among the libraries of a trace's environment; the harness does not record it
+
+
+class TraceError(BadInput):
+    """Trace data that cannot be used; the message names the file and the line."""
+
+
+@dataclass(frozen=True)
+class TraceRecord:
+    """One result: a trace with a solution and an evaluation, and where it was read."""
+
+    trace: Trace
+    timestamp: datetime  # aware; the harness writes local time without a zone, taken as UTC
+    harness: str
+    path: Path
+    line: int
+
+    @property
+    def solution(self) -> str:
+        return self.trace.solution
+
+    @property
+    def passed(self) -> bool:
+        return self.trace.is_successful()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Everything recorded about where the trace was made, hardware first."""
+        recorded = self.trace.evaluation.environment
+        libs = {name: recorded.libs[name] for name in sorted(recorded.libs)}
+        return {"hardware": recorded.hardware, "flashinfer_bench": self.harness, **libs}
+
+
+def load_traces(
+    paths: Sequence[Path], skip_bad_lines: bool = False
+) -> tuple[list[TraceRecord], list[str]]:
+    """Read all traces below `paths` and return (records, one message per skipped line).
+
+    A path is a .jsonl file, a folder searched for them, or the root of a dataset (a folder with
+    a `traces` folder inside). A file reached twice is read once. Raises TraceError for a missing
+    path, for a path without traces, and, unless `skip_bad_lines`, for lines that are no valid
+    result: leaving them out would change every mean without a word.
+    """
+    records: list[TraceRecord] = []
+    bad_lines: list[str] = []
+    for path, harness in _trace_files(paths).items():
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
+                try:
+                    records.append(_parse(line, harness, path, number))
+                except TraceError as error:
+                    bad_lines.append(f"{path}:{number}: {error}")
+    if bad_lines and not skip_bad_lines:
+        shown = "\n  ".join(bad_lines[:10])
+        more = f"\n  and {len(bad_lines) - 10} more" if len(bad_lines) > 10 else ""
+        raise TraceError(f"{len(bad_lines)} unusable line(s):\n  {shown}{more}")
+    if not records:
+        raise TraceError(f"no traces in {', '.join(map(str, paths)) or 'an empty list of paths'}")
+    return records, bad_lines
+
+
+def _trace_files(paths: Iterable[Path]) -> dict[Path, str]:
+    """The .jsonl files to read, each with the harness version that its layout tells."""
+    files: dict[Path, str] = {}
+    seen: set[Path] = set()
+    for path in paths:
+        if not path.exists():
+            raise TraceError(f"{path}: no such file or folder")
+        if path.is_dir():
+            root = path / "traces" if (path / "traces").is_dir() else path
+            found = sorted(root.rglob("*.jsonl"))
+            if not found:
+                raise TraceError(f"{root}: no .jsonl file in this folder")
+        else:
+            root, found = None, [path]
+        for file in found:
+            if file.resolve() not in seen:
+                seen.add(file.resolve())
+                files[file] = _harness_of(file.resolve(), root and root.resolve())
+    return files
+
+
+def _harness_of(file: Path, root: Path | None) -> str:
+    """Tell the harness version from the folders between the traces folder and the file."""
+    inside_traces = [folder for folder in file.parents if folder.name == "traces"]
+    if inside_traces:
+        root = inside_traces[0]
+    depth = len(file.relative_to(root).parts) if root else None
+    return {2: LAYOUT_0_1, 3: LAYOUT_BY_AUTHOR}.get(depth, UNKNOWN)
+
+
+def _parse(line: bytes, harness: str, path: Path, number: int) -> TraceRecord:
+    """Turn one line into a record or raise TraceError saying what is wrong with it."""
+    try:
+        trace = Trace.model_validate_json(line)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise TraceError(f"{where}: {first['msg']}" if where else first["msg"]) from None
+    if trace.solution is None or trace.evaluation is None:
+        raise TraceError("a workload, not a result: solution or evaluation is missing")
+    evaluation = trace.evaluation
+    if evaluation.status is EvaluationStatus.PASSED:
+        latency = evaluation.performance.latency_ms
+        if not 0 < latency < inf:
+            raise TraceError(
+                f"solution {trace.solution}: PASSED with latency_ms {latency}, expected a positive "
+                "number (a run without timing?)"
+            )
+    if evaluation.correctness and evaluation.correctness.extra:
+        matched_ratio = evaluation.correctness.extra.get("matched_ratio")
+        if not isinstance(matched_ratio, int | float | None):
+            raise TraceError(
+                "evaluation.correctness.extra.matched_ratio: expected a number, "
+                f"got {matched_ratio!r}"
+            )
+    try:
+        # Python 3.10 does not read the ISO suffix Z.
+        timestamp = datetime.fromisoformat(evaluation.timestamp.replace("Z", "+00:00"))
+    except ValueError:
+        raise TraceError(
+            f"evaluation.timestamp: expected an ISO 8601 time, got {evaluation.timestamp!r}"
+        ) from None
+    if timestamp.tzinfo is None:
+        timestamp = timestamp.replace(tzinfo=timezone.utc)
+    return TraceRecord(trace, timestamp, harness, path, number)

@@ -1,0 +1,73 @@
+"""What this machine is, as reports and traces name it."""
+
+from __future__ import annotations
+
+import subprocess
+from datetime import datetime, timezone
+from functools import cache
+from importlib.metadata import version
+
+import torch
+from flashinfer_bench.utils import env_snapshot
+from pydantic import BaseModel, ConfigDict
+
+UNKNOWN = "unknown"  # a harness or a driver
+
+
+class Model(BaseModel):
+    """Unknown keys are errors; NaN and infinities are stored as strings, as in traces."""
+
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
+
+
+class Provenance(Model):
+    """Where, with what, when and how a report was made."""
+
+    hardware: str
+    """As in a trace's environment."""
+    driver: str | None
+    """Version of the GPU's driver; None on a CPU."""
+    flashinfer_bench: str
+    libs: dict[str, str]
+    """torch, triton, cuda: versions."""
+    command: str
+    started: datetime
+    finished: datetime
+    """Time of the last row."""
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """All that must agree between rows that stand in one table."""
+        own = {"hardware": self.hardware, "driver": str(self.driver)}
+        return own | {"flashinfer-bench": self.flashinfer_bench} | self.libs
+
+
+def now() -> datetime:
+    return datetime.now(timezone.utc).replace(microsecond=0)
+
+
+def provenance(command: str) -> Provenance:
+    """This machine, as a report names it."""
+    on_gpu = torch.cuda.is_available()
+    snapshot = env_snapshot("cuda:0" if on_gpu else "cpu")
+    return Provenance(
+        hardware=snapshot.hardware,
+        driver=driver_version(),
+        flashinfer_bench=version("flashinfer-bench"),
+        libs=snapshot.libs,
+        command=command,
+        started=now(),
+        finished=now(),
+    )
+
+
+@cache
+def driver_version() -> str | None:
+    """Of the NVIDIA driver; None without a GPU."""
+    if not torch.cuda.is_available():
+        return None
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
+    try:
+        return subprocess.run(query, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return UNKNOWN  # nvidia-smi is not part of every container

@@ -1,0 +1,194 @@
+"""Solutions as plain functions, and arguments to call them with outside the harness.
+
+Reports look into a call (its kernels, its rounding), which a trace does not show.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from flashinfer_bench.bench.utils import gen_inputs
+from flashinfer_bench.data import Definition, SafetensorsInput, ScalarInput, Workload
+
+from ..dataset.loading import load_definition
+from ..dataset.packing import read_config, solution_folders
+from ..dataset.replicas import (
+    DEFINITION,
+    GROUP_SIZE,
+    NUM_EXPERTS,
+    NUM_LOCAL_EXPERTS,
+    TOPK_GROUPS,
+    Row,
+    make_routing,
+    read_table,
+    reference_route,
+)
+from ..paths import ROOT, BadInput
+from ..runs.requirements import Device, why_not
+
+WEIGHTS = ("gemm1_weights", "gemm1_weights_scale", "gemm2_weights", "gemm2_weights_scale")
+MOST_LOCAL = 4  # local experts per token in a synthetic case; routing takes 8 in all
+
+
+@dataclass(frozen=True)
+class Case:
+    """A workload as the reports name it."""
+
+    name: str
+    seq_len: int
+    local_expert_offset: int
+    routed_scaling_factor: float
+    make_routing: Callable[[], tuple[torch.Tensor, torch.Tensor]]
+    """Makes routing_logits [seq_len, 256] fp32 and routing_bias [256] bf16, on the CPU."""
+
+    def loads(self) -> list[int]:
+        """Rows of each local expert under the reference's routing."""
+        ids, _ = reference_route(ROOT)(*self.make_routing(), self.routed_scaling_factor)
+        local = ids.flatten() - self.local_expert_offset
+        local = local[(local >= 0) & (local < NUM_LOCAL_EXPERTS)]
+        return local.bincount(minlength=NUM_LOCAL_EXPERTS).tolist()
+
+
+def named_cases(seq_lens: Sequence[int] | None = None) -> list[Case]:
+    """The workloads of the table that have these seq_lens (all by default), in its order."""
+    rows = read_table(ROOT)
+    known = {row.seq_len for row in rows}
+    if unknown := [seq_len for seq_len in seq_lens or () if seq_len not in known]:
+        raise BadInput(f"--workloads: expected some of {sorted(known)}, got {unknown}")
+
+    def replica(row: Row) -> Case:
+        def routing() -> tuple[torch.Tensor, torch.Tensor]:
+            logits, bias = make_routing(row)
+            return torch.from_numpy(logits), torch.from_numpy(bias).bfloat16()
+
+        offset, factor = row.local_expert_offset, row.routed_scaling_factor
+        return Case(f"T={row.seq_len}", row.seq_len, offset, factor, routing)
+
+    return [replica(row) for row in rows if seq_lens is None or row.seq_len in seq_lens]
+
+
+def synthetic_case(seq_len: int, experts_active: int, per_token: int | None = None) -> Case:
+    """Tokens take turns with the first `experts_active` local experts, `per_token` each.
+
+    By default that is all of them, or 4 if they are more.
+    """
+    per_token = per_token or min(experts_active, MOST_LOCAL)
+    most = min(NUM_LOCAL_EXPERTS, seq_len * per_token)
+    if seq_len < 1:
+        raise BadInput(f"--seq-len: expected a positive number, got {seq_len}")
+    if not 1 <= experts_active <= most:
+        raise BadInput(
+            f"--experts-active: expected 1 to {most} for {seq_len} tokens, got {experts_active}"
+        )
+    turns = torch.arange(seq_len * per_token).view(seq_len, per_token) % experts_active
+
+    def routing() -> tuple[torch.Tensor, torch.Tensor]:
+        # Chosen local experts come first (sigmoid near 0.88); three groups of others fill the
+        # places left (near 0.5); what is not wanted is near 0.
+        random = torch.Generator().manual_seed(seq_len)
+        logits = 0.2 * torch.randn(seq_len, NUM_EXPERTS, generator=random)
+        logits[:, :GROUP_SIZE] -= 8.0
+        logits[:, TOPK_GROUPS * GROUP_SIZE :] -= 8.0
+        logits.scatter_add_(1, turns, torch.full(turns.shape, 10.0))
+        return logits, torch.zeros(NUM_EXPERTS, dtype=torch.bfloat16)
+
+    return Case(f"T={seq_len}, {experts_active} experts", seq_len, 0, 2.5, routing)
+
+
+class Arguments:
+    """Makes the arguments of a call as the harness does: random, the routing that of the case.
+
+    The weights, 1.4 GB, are drawn once and shared by all cases.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.definition: Definition = load_definition(ROOT, DEFINITION)
+        self._weights: dict[str, torch.Tensor] = {}
+
+    def of(self, case: Case) -> dict:
+        """Arguments by name, in the definition's order, without the output."""
+        torch.manual_seed(0)
+        logits, bias = case.make_routing()
+        given = {"routing_logits": logits, "routing_bias": bias, **self._weights}
+        scalars = {
+            "local_expert_offset": case.local_expert_offset,
+            "routed_scaling_factor": case.routed_scaling_factor,
+        }
+        workload = Workload(
+            axes={"seq_len": case.seq_len},
+            inputs={name: SafetensorsInput(path="memory", tensor_key=name) for name in given}
+            | {name: ScalarInput(value=value) for name, value in scalars.items()},
+            uuid=case.name,
+        )
+        values = gen_inputs(self.definition, workload, self.device, given)
+        arguments = dict(zip(self.definition.inputs, values, strict=True))
+        self._weights = {name: arguments[name] for name in WEIGHTS}
+        return arguments
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A solution folder that can run here."""
+
+    name: str
+    run: Callable
+    returns_output: bool
+    """Else the output is the last argument."""
+
+    def __call__(self, arguments: dict, output: torch.Tensor) -> torch.Tensor:
+        if self.returns_output:
+            return self.run(*arguments.values())
+        self.run(*arguments.values(), output)
+        return output
+
+
+def new_output(arguments: dict) -> torch.Tensor:
+    """NaN everywhere, so that an element that is not written shows."""
+    return torch.full_like(arguments["hidden_states"], float("nan"), dtype=torch.bfloat16)
+
+
+def use_solutions(root: Path) -> None:
+    """Make `import solutions....` work: a script's own path begins at scripts/."""
+    if str(root) not in sys.path:
+        sys.path.insert(0, str(root))
+
+
+def solutions_here(
+    device: Device, wanted: Sequence[str] | None = None, root: Path = ROOT
+) -> list[Solution]:
+    """The solutions that can run on `device`; says on stderr which cannot, and why.
+
+    wanted: take only these. Raises BadInput for an unknown one or if none can run.
+    """
+    folders = {folder.name: folder for folder in solution_folders(root)}
+    if unknown := [name for name in wanted or () if name not in folders]:
+        raise BadInput(
+            f"--solutions: expected some of {', '.join(folders)}; got {', '.join(unknown)}"
+        )
+    use_solutions(root)
+    found, absent = [], {}
+    for name in wanted or folders:
+        config = read_config(folders[name])
+        if reason := why_not(config.requires, device):
+            absent[name] = reason
+            continue
+        file, function = config.entry_point.split("::")
+        module = file.removesuffix(".py").replace("/", ".")
+        try:
+            run = getattr(importlib.import_module(f"solutions.{name}.{module}"), function)
+        except (ImportError, OSError, RuntimeError) as error:  # of a library's binaries, mostly
+            absent[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+            continue
+        found.append(Solution(name, run, not config.destination_passing_style))
+    if not found:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in absent.items())
+        raise BadInput(f"--solutions: none can run here: {reasons}")
+    for name, reason in absent.items():
+        print(f"{name} cannot run here: {reason}", file=sys.stderr)
+    return found

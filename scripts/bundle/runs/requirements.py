@@ -1,0 +1,62 @@
+"""Can this solution run on this machine? If not, why, and how to install what it lacks."""
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from ..dataset.packing import RequiredFile, Requires
+
+
+@dataclass(frozen=True)
+class Device:
+    """What kernels run on; `compute_capability` is 10 * major + minor, None without CUDA."""
+
+    name: str
+    compute_capability: int | None
+
+    @property
+    def is_cuda(self) -> bool:
+        return self.compute_capability is not None
+
+
+def current_device() -> Device:
+    """The first CUDA device, or the CPU."""
+    if not torch.cuda.is_available():
+        return Device("CPU", None)
+    major, minor = torch.cuda.get_device_capability(0)
+    return Device(torch.cuda.get_device_name(0), 10 * major + minor)
+
+
+def why_not(requires: Requires, device: Device) -> str | None:
+    """Why a solution with these requirements cannot run on `device`; None if it can."""
+    reasons = []
+    supported = requires.compute_capabilities
+    if not device.is_cuda and not requires.cpu:
+        reasons.append("needs a CUDA device")
+    elif device.is_cuda and supported and device.compute_capability not in supported:
+        wanted = " or ".join(f"sm_{capability}" for capability in supported)
+        reasons.append(f"needs {wanted}, this is sm_{device.compute_capability} ({device.name})")
+    missing = [module for module in requires.modules if not _is_importable(module)]
+    if missing:
+        noun = "module" if len(missing) == 1 else "modules"
+        reasons.append(f"needs the {noun} {', '.join(missing)}: {requires.install}")
+    for file in requires.files:
+        if file.compute_capability == device.compute_capability and not _has_file(file):
+            reasons.append(f"needs {file.path} in {file.package}: {file.install}")
+    return "; ".join(reasons) or None
+
+
+def _has_file(file: RequiredFile) -> bool:
+    if not _is_importable(file.package):
+        return False
+    folders = find_spec(file.package).submodule_search_locations or []
+    return any((Path(folder) / file.path).exists() for folder in folders)
+
+
+def _is_importable(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # of a parent package
+        return False

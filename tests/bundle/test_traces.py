@@ -1,0 +1,131 @@
+"""Loading traces: which files are read, and what is not taken for a result."""
+
+import math
+from datetime import timezone
+
+import pytest
+from bundle.comparison.traces import LAYOUT_0_1, LAYOUT_BY_AUTHOR, TraceError, load_traces
+from bundle.machine import UNKNOWN
+from flashinfer_bench.data import Trace
+from trace_factory import ROWS, make_trace, moe_workload, write_traces
+
+
+def lines_of(*traces):
+    return "".join(trace.model_dump_json() + "\n" for trace in traces)
+
+
+def test_finds_files_in_both_layouts(tmp_path):
+    old = write_traces(tmp_path / "old", [make_trace("a")])
+    new = write_traces(tmp_path / "new", [make_trace("b")], author="someone")
+    records, _ = load_traces([old, new])
+    assert {record.solution: record.harness for record in records} == {
+        "a": LAYOUT_0_1,
+        "b": LAYOUT_BY_AUTHOR,
+    }
+
+
+def test_takes_a_file_a_subfolder_and_a_dataset_root_each_file_once(tmp_path):
+    folder = write_traces(tmp_path, [make_trace("a"), make_trace("b")])
+    # Another .jsonl of the dataset that holds no results.
+    (tmp_path / "workloads").mkdir()
+    (tmp_path / "workloads" / "w.jsonl").write_text("not a trace")
+    (file,) = folder.rglob("*.jsonl")
+    records, _ = load_traces([tmp_path, folder / "moe", file])
+    assert [record.solution for record in records] == ["a", "b"]
+    assert {record.harness for record in records} == {LAYOUT_0_1}
+    assert [record.line for record in records] == [1, 2]
+
+
+def test_a_lone_file_tells_no_harness_version(tmp_path):
+    path = tmp_path / "results.jsonl"
+    path.write_text(lines_of(make_trace("a")))
+    assert load_traces([path])[0][0].harness == UNKNOWN
+
+
+def test_a_recorded_harness_version_beats_the_layout(tmp_path):
+    libs = {"torch": "2.13.0", "flashinfer_bench": "0.1.2"}
+    folder = write_traces(tmp_path, [make_trace("a", libs=libs)])
+    environment = load_traces([folder])[0][0].environment
+    assert environment == {
+        "hardware": "NVIDIA H200",
+        "flashinfer_bench": "0.1.2",
+        "torch": "2.13.0",
+    }
+
+
+def test_timestamps_get_a_zone(tmp_path):
+    traces = [
+        make_trace("a", timestamp="2026-11-20T13:00:00.500000"),
+        make_trace("b", timestamp="2026-11-20T13:00:00Z"),
+        make_trace("c", timestamp="2026-11-20T15:00:00+02:00"),
+    ]
+    a, b, c = load_traces([write_traces(tmp_path, traces)])[0]
+    assert a.timestamp.tzinfo == timezone.utc
+    assert b.timestamp == c.timestamp < a.timestamp
+
+
+def test_nan_and_infinity_survive(tmp_path):
+    trace = make_trace("a", status="INCORRECT_NUMERICAL", max_error=math.inf)
+    trace.evaluation.correctness.max_relative_error = math.nan
+    correctness = load_traces([write_traces(tmp_path, [trace])])[0][0].trace.evaluation.correctness
+    assert math.isinf(correctness.max_absolute_error)
+    assert math.isnan(correctness.max_relative_error)
+
+
+def test_empty_lines_are_no_traces(tmp_path):
+    path = tmp_path / "results.jsonl"
+    path.write_text("\n" + lines_of(make_trace("a")) + "  \n\n" + lines_of(make_trace("b")))
+    assert [record.line for record in load_traces([path])[0]] == [2, 5]
+
+
+GOOD = make_trace("a").model_dump_json()
+WORKLOAD = Trace(definition="d", workload=moe_workload(ROWS[0])).model_dump_json()
+
+
+@pytest.mark.parametrize(
+    "line, complaint",
+    [
+        (GOOD[: len(GOOD) // 2], "Invalid JSON"),
+        ("version https://git-lfs.github.com/spec/v1", "Invalid JSON"),
+        ("[1, 2]", "should be an object"),
+        ('{"definition": "d", "solution": "s"}', "workload: Field required"),
+        (GOOD.replace('"PASSED"', '"GREAT"'), "evaluation.status: Input should be 'PASSED'"),
+        (WORKLOAD, "a workload, not a result"),
+        (GOOD.replace("2026-11-20T13:00:00.123456", "yesterday"), "evaluation.timestamp"),
+        (make_trace("s", 0.0).model_dump_json(), "solution s: PASSED with latency_ms 0.0"),
+        (GOOD.replace('"latency_ms":0.1', '"latency_ms":Infinity'), "latency_ms inf"),
+        (GOOD.replace('"matched_ratio":0.93', '"matched_ratio":"high"'), "expected a number"),
+        (b'{"definition": "\xff\xfe"}', "Invalid JSON"),
+    ],
+)
+def test_a_bad_line_is_an_error_with_file_and_line(tmp_path, line, complaint):
+    path = tmp_path / "results.jsonl"
+    good = GOOD.encode() + b"\n"
+    path.write_bytes(good + (line if isinstance(line, bytes) else line.encode()) + b"\n" + good)
+    with pytest.raises(TraceError) as error:
+        load_traces([path])
+    assert f"{path}:2: " in str(error.value)
+    assert complaint in str(error.value)
+
+    records, bad_lines = load_traces([path], skip_bad_lines=True)
+    assert [record.line for record in records] == [1, 3]
+    assert len(bad_lines) == 1 and complaint in bad_lines[0]
+
+
+def test_many_bad_lines_are_counted(tmp_path):
+    path = tmp_path / "results.jsonl"
+    path.write_text("{\n" * 25)
+    with pytest.raises(TraceError, match="25 unusable") as error:
+        load_traces([path])
+    assert str(error.value).count(f"{path}:") == 10
+    assert "15 more" in str(error.value)
+
+
+def test_missing_and_empty_paths_are_errors(tmp_path):
+    with pytest.raises(TraceError, match="nowhere: no such file or folder"):
+        load_traces([tmp_path / "nowhere"])
+    with pytest.raises(TraceError, match="no .jsonl file"):
+        load_traces([tmp_path])
+    (tmp_path / "empty.jsonl").touch()
+    with pytest.raises(TraceError, match="no traces in .*empty.jsonl"):
+        load_traces([tmp_path / "empty.jsonl"])
