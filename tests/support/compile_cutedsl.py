@@ -12,7 +12,7 @@ os.environ.update(CUTE_DSL_ARCH="sm_90a", CUTE_DSL_DUMP_DIR=SCRATCH)
 import cutlass.cute as cute  # noqa: E402
 from accumulator import places  # noqa: E402
 from mock_cuda import MockRuntime  # noqa: E402
-from sass import inspect, resources  # noqa: E402
+from sass import fingerprints, inspect, resources  # noqa: E402
 
 from solutions.common.cutedsl import routing  # noqa: E402
 from solutions.common.cutedsl.config import TABLE  # noqa: E402
@@ -57,6 +57,7 @@ def main():
             "threads": layer.gemms.threads,
             "shared": layer.gemms.shared.size_in_bytes(),
             **resources(usage, sass, INSTRUCTIONS),
+            "code": fingerprints(compiled.artifacts.CUBIN, usage),
             "registers": max(int(count) for name, count in kernels if name == "kernel"),
             "routing": [(routing_registers[name], n) for name, n in ROUTING_THREADS.items()],
             "accumulator": places(layer.gemms.tiled_mma, config.warpgroups),

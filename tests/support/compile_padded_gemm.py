@@ -15,7 +15,7 @@ os.environ.update(CUTE_DSL_ARCH="sm_90a", CUTE_DSL_DUMP_DIR=SCRATCH)
 import cutlass.cute as cute  # noqa: E402
 from accumulator import places  # noqa: E402
 from mock_cuda import MockRuntime  # noqa: E402
-from sass import inspect, resources  # noqa: E402
+from sass import fingerprints, inspect, resources  # noqa: E402
 
 from solutions.common.cutedsl.padded_gemm import (  # noqa: E402
     CONSUMERS,
@@ -33,8 +33,9 @@ def main():
     os.chdir(SCRATCH)
     for tile in TILES:
         kernel = PaddedGemmKernel(tile, num_sms=132)
-        usage, sass = inspect(kernel.compile(cute.KeepCUBIN).artifacts.CUBIN, Path(SCRATCH))
-        launch = MockRuntime(kernel.compile(), Path(SCRATCH)).launch(
+        compiled = kernel.compile(cute.KeepCUBIN)
+        usage, sass = inspect(compiled.artifacts.CUBIN, Path(SCRATCH))
+        launch = MockRuntime(compiled, Path(SCRATCH)).launch(
             POINTERS, [EXPERTS, MAX_M, N, K], descriptors=4
         )
         facts = {
@@ -42,6 +43,7 @@ def main():
             "threads": THREADS,
             "shared": kernel.shared.size_in_bytes(),
             **resources(usage, sass, INSTRUCTIONS),
+            "code": fingerprints(compiled.artifacts.CUBIN, usage),
             "accumulator": places(kernel.tiled_mma, CONSUMERS),
             "launch": launch,
         }

@@ -12,7 +12,7 @@ os.environ.update(CUTE_DSL_ARCH="sm_90a", CUTE_DSL_DUMP_DIR=SCRATCH)
 import cutlass.cute as cute  # noqa: E402
 from bundle.probes.kernels.cutedsl_v3_gemm import GroupedGemm  # noqa: E402
 from mock_cuda import MockRuntime  # noqa: E402
-from sass import inspect, resources  # noqa: E402
+from sass import fingerprints, inspect, resources  # noqa: E402
 
 from solutions.common.cutedsl.config import TABLE  # noqa: E402
 from solutions.common.geometry import DEEPSEEK_V3_EP8  # noqa: E402
@@ -27,14 +27,16 @@ def main():
     geometry = replace(DEEPSEEK_V3_EP8, hidden_size=N, intermediate_size=K)
     for _, config in TABLE:
         gemm = GroupedGemm(geometry, config, num_sms=132)
-        usage, sass = inspect(gemm.compile(cute.KeepCUBIN).artifacts.CUBIN, Path(SCRATCH))
+        compiled = gemm.compile(cute.KeepCUBIN)
+        usage, sass = inspect(compiled.artifacts.CUBIN, Path(SCRATCH))
         facts = {
             "config": str(config),
             "threads": gemm.gemms.threads,
             "weight_tiles": gemm.gemms.weight_tiles,
             "shared": gemm.gemms.shared.size_in_bytes(),
             **resources(usage, sass, INSTRUCTIONS),
-            "launch": MockRuntime(gemm.compile(), Path(SCRATCH)).launch(
+            "code": fingerprints(compiled.artifacts.CUBIN, usage),
+            "launch": MockRuntime(compiled, Path(SCRATCH)).launch(
                 POINTERS, [MAX_ROWS], descriptors=2
             ),
         }

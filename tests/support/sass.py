@@ -1,6 +1,8 @@
 """What a compiled kernel is made of: resource usage and machine code, without a GPU."""
 
+import hashlib
 import re
+import struct
 import subprocess
 from collections import Counter
 from pathlib import Path
@@ -27,3 +29,39 @@ def resources(usage: str, sass: str, instructions: str) -> dict:
         "stack": max(map(int, re.findall(r"STACK:(\d+)", usage))),
         "instructions": Counter(re.findall(instructions, sass)),
     }
+
+
+def fingerprints(cubin: bytes, usage: str) -> dict[str, str]:
+    """Of each CuTe DSL kernel of a cubin, by the name of its Python function: how many registers it
+    takes, how many bytes of machine code it has, and their SHA-256.
+
+    The bytes are those of the ELF section .text.<kernel>. What names the kernel's class, its module
+    or its arguments' types, as the symbol does, is not among them.
+    """
+    registers = {
+        symbol: int(count) for symbol, count in re.findall(r"Function (\S+?):?\s+REG:(\d+)", usage)
+    }
+    found = {}
+    for section, code in _sections(cubin):
+        if section.startswith(".text."):
+            symbol = section.removeprefix(".text.")
+            name = re.match(r"kernel_cutlass_(\w+?)_(?:solutions|bundle)", symbol)
+            assert name, f"not a CuTe DSL kernel: {symbol}"
+            digest = hashlib.sha256(code).hexdigest()
+            function = name[1]
+            assert function not in found, f"two kernels of one name: {symbol}"
+            found[function] = f"{registers[symbol]} registers, {len(code)} bytes, {digest}"
+    assert found, "no machine code in the cubin"
+    return found
+
+
+def _sections(elf: bytes):
+    """(name, content) of each section of a 64-bit little-endian ELF file."""
+    (table,) = struct.unpack_from("<Q", elf, 40)
+    size, count, names = struct.unpack_from("<HHH", elf, 58)
+    headers = [struct.unpack_from("<IIQQQQIIQQ", elf, table + i * size) for i in range(count)]
+    strings = headers[names][4]
+    for name, kind, _, _, offset, length, *_ in headers:
+        start = strings + name
+        if kind != 8:  # SHT_NOBITS has no content
+            yield elf[start : elf.index(0, start)].decode(), elf[offset : offset + length]
