@@ -35,3 +35,8 @@ DEEPSEEK_V3_EP8 = Geometry(
     num_top_groups=4,
     top_k=8,
 )
+
+
+def max_rows(geometry: Geometry, num_tokens: int) -> int:
+    """Most rows there can be: all of a token's experts are local."""
+    return num_tokens * min(geometry.top_k, geometry.num_local_experts)

@@ -10,11 +10,11 @@ from typing import Protocol
 
 import torch
 
-from .combine import combine
-from .geometry import Geometry
-from .launch import Workspace
-from .routing import max_rows, route, routing_buffers
-from .swiglu import swiglu_quantize
+from .geometry import Geometry, max_rows
+from .triton_stages.combine import combine
+from .triton_stages.routing import route, routing_buffers
+from .triton_stages.swiglu import swiglu_quantize
+from .workspace import Workspace
 
 ROW_MULTIPLE = 4  # of a padded expert: a scale per row, and TMA wants strides of 16 bytes
 
@@ -45,12 +45,26 @@ class Padding(Protocol):
         """[E, max_m, N] -> [rows, N]."""
 
 
-# gemm(a, a_scale, b, b_scale, expert_offsets) -> c, as in cutedsl/padded_gemm.py
+# gemm(a, a_scale, b, b_scale, expert_offsets) -> c, as in cutedsl/sm90/padded_gemm.py
 Gemm = Callable[..., torch.Tensor]
 
 
-def moe(geometry: Geometry, make_padding: type[Padding], gemm: Gemm, logits, bias, hidden,
-        hidden_scale, w1, w1_scale, w2, w2_scale, offset: int, factor: float, output) -> None:
+def moe(
+    geometry: Geometry,
+    make_padding: type[Padding],
+    gemm: Gemm,
+    logits,
+    bias,
+    hidden,
+    hidden_scale,
+    w1,
+    w1_scale,
+    w2,
+    w2_scale,
+    offset: int,
+    factor: float,
+    output,
+) -> None:
     """The whole layer at any geometry, T > 0: tensors as in the definition, then output [T, H]."""
     num_tokens, i = hidden.shape[0], geometry.intermediate_size
     workspace = Workspace(*routing_buffers(geometry, num_tokens))

@@ -1,15 +1,25 @@
 """MoE layer in stages with a padded grouped GEMM in CuTe DSL; padding by loops over the experts."""
 
-from ..common.checks import check_arguments
-from ..common.cutedsl.padded_gemm import padded_gemm
+from ..common.arguments import check_arguments
+from ..common.cutedsl.sm90.padded_gemm import padded_gemm
 from ..common.geometry import DEEPSEEK_V3_EP8
 from ..common.padded_moe import moe
 from .padding import LoopPadding
 
 
-def run(routing_logits, routing_bias, hidden_states, hidden_states_scale, gemm1_weights,
-        gemm1_weights_scale, gemm2_weights, gemm2_weights_scale, local_expert_offset,
-        routed_scaling_factor, output):
+def run(
+    routing_logits,
+    routing_bias,
+    hidden_states,
+    hidden_states_scale,
+    gemm1_weights,
+    gemm1_weights_scale,
+    gemm2_weights,
+    gemm2_weights_scale,
+    local_expert_offset,
+    routed_scaling_factor,
+    output,
+):
     """Entry point: shapes and dtypes are the definition's; writes output [T, H] bf16."""
     offset, factor = int(local_expert_offset), float(routed_scaling_factor)
     check_arguments(

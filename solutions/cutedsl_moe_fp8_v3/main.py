@@ -8,10 +8,10 @@ from functools import lru_cache
 
 import torch
 
-from ..common.checks import check_arguments
+from ..common.arguments import check_arguments
 from ..common.cutedsl.layer import compiled_layer, layer_buffers
 from ..common.geometry import DEEPSEEK_V3_EP8
-from ..common.launch import Workspace
+from ..common.workspace import Workspace
 
 
 @lru_cache
@@ -23,9 +23,19 @@ def _plan(num_tokens: int, device: int) -> tuple:
     )
 
 
-def run(routing_logits, routing_bias, hidden_states, hidden_states_scale, gemm1_weights,
-        gemm1_weights_scale, gemm2_weights, gemm2_weights_scale, local_expert_offset,
-        routed_scaling_factor, output):
+def run(
+    routing_logits,
+    routing_bias,
+    hidden_states,
+    hidden_states_scale,
+    gemm1_weights,
+    gemm1_weights_scale,
+    gemm2_weights,
+    gemm2_weights_scale,
+    local_expert_offset,
+    routed_scaling_factor,
+    output,
+):
     """Entry point: shapes and dtypes are the definition's; writes output [T, H] bf16."""
     offset, factor = int(local_expert_offset), float(routed_scaling_factor)
     inputs = (

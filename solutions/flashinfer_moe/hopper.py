@@ -13,7 +13,7 @@ from flashinfer.fused_moe import cutlass_fused_moe, fused_topk_deepseek
 from flashinfer.jit.fused_moe import gen_cutlass_fused_moe_sm90_module
 
 from ..common.geometry import Geometry
-from ..common.launch import Launcher
+from ..common.triton_stages.launch import Launcher
 
 
 def require_module() -> None:
@@ -66,8 +66,20 @@ _prepare = Launcher(
 )
 
 
-def moe(geometry: Geometry, logits, bias, hidden, hidden_scale, w1, w1_scale, w2, w2_scale,
-        offset: int, factor: float, output) -> None:
+def moe(
+    geometry: Geometry,
+    logits,
+    bias,
+    hidden,
+    hidden_scale,
+    w1,
+    w1_scale,
+    w2,
+    w2_scale,
+    offset: int,
+    factor: float,
+    output,
+) -> None:
     """The whole layer at any geometry, T > 0; see `run` for the arguments.
 
     The library knows the local experts as a multiple of their number (ep_rank). Any offset will

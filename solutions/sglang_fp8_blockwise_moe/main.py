@@ -14,14 +14,13 @@ import torch
 import triton
 from triton import knobs
 
-from ..common.checks import check_arguments
-from ..common.gather import gather
-from ..common.geometry import DEEPSEEK_V3_EP8, Geometry
-from ..common.quantize import E4M3_MAX, MIN_AMAX
-from ..common.routing import max_rows
-from ..common.sgl_choice import Choice, choice_for
-from ..common.sgl_gemm import GroupedGemms, addresses, reused
-from ..common.swiglu import swiglu_quantize
+from ..common.arguments import check_arguments
+from ..common.geometry import DEEPSEEK_V3_EP8, Geometry, max_rows
+from ..common.sgl.choice import Choice, choice_for
+from ..common.sgl.grouped_gemms import GroupedGemms, addresses, reused
+from ..common.triton_stages.gather import gather
+from ..common.triton_stages.quantize import E4M3_MAX, MIN_AMAX
+from ..common.triton_stages.swiglu import swiglu_quantize
 from .permute import Permutation, blocks_for, permute
 from .swiglu import swiglu
 
@@ -79,8 +78,21 @@ def buffers_for(geometry: Geometry, num_tokens: int, device: torch.device) -> Bu
     )
 
 
-def moe(geometry: Geometry, choice: Choice, logits, bias, hidden, hidden_scale, w1, w1_scale, w2,
-        w2_scale, offset: int, factor: float, output) -> None:
+def moe(
+    geometry: Geometry,
+    choice: Choice,
+    logits,
+    bias,
+    hidden,
+    hidden_scale,
+    w1,
+    w1_scale,
+    w2,
+    w2_scale,
+    offset: int,
+    factor: float,
+    output,
+) -> None:
     """The whole layer at any geometry, T > 0; see `run` for the arguments."""
     num_tokens = hidden.shape[0]
     rows = max_rows(geometry, num_tokens)
@@ -106,9 +118,19 @@ def moe(geometry: Geometry, choice: Choice, logits, bias, hidden, hidden_scale, 
     _combine(gemms.y, output, buffers.pair_row, buffers.pair_weight)
 
 
-def run(routing_logits, routing_bias, hidden_states, hidden_states_scale, gemm1_weights,
-        gemm1_weights_scale, gemm2_weights, gemm2_weights_scale, local_expert_offset,
-        routed_scaling_factor, output):
+def run(
+    routing_logits,
+    routing_bias,
+    hidden_states,
+    hidden_states_scale,
+    gemm1_weights,
+    gemm1_weights_scale,
+    gemm2_weights,
+    gemm2_weights_scale,
+    local_expert_offset,
+    routed_scaling_factor,
+    output,
+):
     """Entry point: shapes and dtypes are the definition's; writes output [T, H] bf16."""
     offset, factor = int(local_expert_offset), float(routed_scaling_factor)
     check_arguments(

@@ -14,9 +14,9 @@ import torch
 import triton
 import triton.language as tl
 
-from ..common.geometry import Geometry
-from ..common.launch import Launcher
-from ..common.routing import Blocks, max_rows, store_offsets, sum_block_counts
+from ..common.geometry import Geometry, max_rows
+from ..common.triton_stages.launch import Launcher
+from ..common.triton_stages.routing import Blocks, store_offsets, sum_block_counts
 
 COUNT_ALL_TOKENS = 256  # up to here every program counts all pairs itself
 

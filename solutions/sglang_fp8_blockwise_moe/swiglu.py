@@ -5,8 +5,8 @@ import triton
 import triton.language as tl
 
 from ..common.geometry import Geometry
-from ..common.launch import Launcher
-from ..common.swiglu import MAX_PROGRAMS, NUM_WARPS, swiglu_row
+from ..common.triton_stages.launch import Launcher
+from ..common.triton_stages.swiglu import MAX_PROGRAMS, NUM_WARPS, swiglu_row
 
 
 @triton.jit(do_not_specialize=["num_rows"])

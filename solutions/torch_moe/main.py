@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from ..common.checks import check_arguments
+from ..common.arguments import check_arguments
 from ..common.geometry import DEEPSEEK_V3_EP8, Geometry
 
 
@@ -34,8 +34,20 @@ def dequantize(values, scales, block: int):
     return (tiled * scales[:, None, :, None]).view(rows, cols)
 
 
-def moe(geometry: Geometry, logits, bias, hidden, hidden_scale, w1, w1_scale, w2, w2_scale,
-        offset: int, factor: float, output) -> None:
+def moe(
+    geometry: Geometry,
+    logits,
+    bias,
+    hidden,
+    hidden_scale,
+    w1,
+    w1_scale,
+    w2,
+    w2_scale,
+    offset: int,
+    factor: float,
+    output,
+) -> None:
     """The whole layer at any geometry; see `run` for the arguments."""
     check_arguments(
         geometry, (logits, bias, hidden, hidden_scale, w1, w1_scale, w2, w2_scale, output), offset
@@ -55,10 +67,31 @@ def moe(geometry: Geometry, logits, bias, hidden, hidden_scale, w1, w1_scale, w2
     output.copy_(total)
 
 
-def run(routing_logits, routing_bias, hidden_states, hidden_states_scale, gemm1_weights,
-        gemm1_weights_scale, gemm2_weights, gemm2_weights_scale, local_expert_offset,
-        routed_scaling_factor, output):
+def run(
+    routing_logits,
+    routing_bias,
+    hidden_states,
+    hidden_states_scale,
+    gemm1_weights,
+    gemm1_weights_scale,
+    gemm2_weights,
+    gemm2_weights_scale,
+    local_expert_offset,
+    routed_scaling_factor,
+    output,
+):
     """Entry point: shapes and dtypes are the definition's; writes output [T, H] bf16."""
-    moe(DEEPSEEK_V3_EP8, routing_logits, routing_bias, hidden_states, hidden_states_scale,
-        gemm1_weights, gemm1_weights_scale, gemm2_weights, gemm2_weights_scale,
-        int(local_expert_offset), float(routed_scaling_factor), output)
+    moe(
+        DEEPSEEK_V3_EP8,
+        routing_logits,
+        routing_bias,
+        hidden_states,
+        hidden_states_scale,
+        gemm1_weights,
+        gemm1_weights_scale,
+        gemm2_weights,
+        gemm2_weights_scale,
+        int(local_expert_offset),
+        float(routed_scaling_factor),
+        output,
+    )

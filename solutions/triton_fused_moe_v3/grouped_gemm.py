@@ -13,7 +13,7 @@ tensor core's M side, whose atom is 64 rows, and the few tokens on N.
 import triton
 import triton.language as tl
 
-from ..common.quantize import quantize_e4m3
+from ..common.triton_stages.quantize import quantize_e4m3
 
 
 @triton.jit

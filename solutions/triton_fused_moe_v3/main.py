@@ -10,11 +10,12 @@ import torch
 from triton import knobs
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from ..common.checks import check_arguments
-from ..common.combine import combine
-from ..common.geometry import DEEPSEEK_V3_EP8, Geometry
-from ..common.launch import Launcher, Workspace
-from ..common.routing import max_rows, route, routing_buffers
+from ..common.arguments import check_arguments
+from ..common.geometry import DEEPSEEK_V3_EP8, Geometry, max_rows
+from ..common.triton_stages.combine import combine
+from ..common.triton_stages.launch import Launcher
+from ..common.triton_stages.routing import route, routing_buffers
+from ..common.workspace import Workspace
 from .grouped_gemm import gemm1_swiglu_kernel, gemm2_weighted_kernel
 from .tiles import Tile, Tiles, tiles_for
 
@@ -92,8 +93,21 @@ def _plan(geometry: Geometry, tiles: Tiles, num_tokens: int, device: torch.devic
     )
 
 
-def moe(geometry: Geometry, tiles: Tiles, logits, bias, hidden, hidden_scale, w1, w1_scale, w2,
-        w2_scale, offset: int, factor: float, output) -> None:
+def moe(
+    geometry: Geometry,
+    tiles: Tiles,
+    logits,
+    bias,
+    hidden,
+    hidden_scale,
+    w1,
+    w1_scale,
+    w2,
+    w2_scale,
+    offset: int,
+    factor: float,
+    output,
+) -> None:
     """The whole layer at any geometry, T > 0; see `run` for the arguments."""
     num_tokens, h = hidden.shape
     i, block, experts = geometry.intermediate_size, geometry.block, geometry.num_local_experts
@@ -126,9 +140,19 @@ def moe(geometry: Geometry, tiles: Tiles, logits, bias, hidden, hidden_scale, w1
     combine(y, routing.token_rows, geometry.top_k, output, pdl)
 
 
-def run(routing_logits, routing_bias, hidden_states, hidden_states_scale, gemm1_weights,
-        gemm1_weights_scale, gemm2_weights, gemm2_weights_scale, local_expert_offset,
-        routed_scaling_factor, output):
+def run(
+    routing_logits,
+    routing_bias,
+    hidden_states,
+    hidden_states_scale,
+    gemm1_weights,
+    gemm1_weights_scale,
+    gemm2_weights,
+    gemm2_weights_scale,
+    local_expert_offset,
+    routed_scaling_factor,
+    output,
+):
     """Entry point: shapes and dtypes are the definition's; writes output [T, H] bf16."""
     offset, factor = int(local_expert_offset), float(routed_scaling_factor)
     check_arguments(

@@ -17,7 +17,7 @@ from accumulator import places  # noqa: E402
 from mock_cuda import MockRuntime  # noqa: E402
 from sass import fingerprints, inspect, resources  # noqa: E402
 
-from solutions.common.cutedsl.padded_gemm import (  # noqa: E402
+from solutions.common.cutedsl.sm90.padded_gemm import (  # noqa: E402
     CONSUMERS,
     THREADS,
     TILES,

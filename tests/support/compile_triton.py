@@ -15,8 +15,8 @@ from sass import inspect
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from solutions.common import combine, gather, routing, swiglu
 from solutions.common.geometry import DEEPSEEK_V3_EP8 as G
+from solutions.common.triton_stages import combine, gather, routing, swiglu
 from solutions.sglang_fp8_blockwise_moe import permute as sgl_permute
 from solutions.sglang_fp8_blockwise_moe import swiglu as sgl_swiglu
 from solutions.triton_fused_moe_v3 import main

@@ -10,7 +10,7 @@ from sgl_standin import HAS_SGL_KERNEL
 from toy_reference import AXES, real_definition, toy_definition, toy_inputs
 
 from solutions.common.geometry import DEEPSEEK_V3_EP8, Geometry
-from solutions.common.sgl_choice import SM_90
+from solutions.common.sgl.choice import SM_90
 from solutions.sglang_fp8_blockwise_moe import main as sglang_moe
 from solutions.torch_moe import main as torch_moe
 from solutions.triton_fused_moe_v2 import main as triton_v2

@@ -127,7 +127,7 @@ class TritonGemm:
     def __init__(self) -> None:
         from triton import knobs
 
-        from solutions.common.launch import Launcher
+        from solutions.common.triton_stages.launch import Launcher
         from solutions.triton_fused_moe_v3.grouped_gemm import gemm2_weighted_kernel
         from solutions.triton_fused_moe_v3.tiles import tiles_for
 
@@ -218,7 +218,7 @@ def _batch(problem: Problem) -> list[int]:
 
 def cutedsl_padded(problem: Problem) -> Launch:
     """The kernel of cutedsl_moe_fp8_v1 and _v2; padding is not part of its time."""
-    from solutions.common.cutedsl.padded_gemm import padded_gemm
+    from solutions.common.cutedsl.sm90.padded_gemm import padded_gemm
 
     experts, _, k = problem.b.shape
     a, a_scale = problem.spread(_batch(problem))

@@ -17,8 +17,7 @@ from cutlass import BFloat16, Float32, Int32, Int64
 from cutlass.cute.nvgpu import cpasync
 
 from ..geometry import Geometry
-from .tile_queue import select
-from .vectors import vector
+from .device import select, vector
 
 TOP_K = 8
 ITEM_TOKENS = 32 // TOP_K  # a lane for each of their row numbers
@@ -90,9 +89,7 @@ class Combine:
                     for v in cutlass.range_constexpr(VECTORS):
                         summand = cute.make_rmem_tensor((VECTOR,), BFloat16)
                         cute.autovec_copy(vector(self.slot(buffer, slot, v), VECTOR, 16), summand)
-                        total[None, v].store(
-                            total[None, v].load() + summand.load().to(Float32)
-                        )
+                        total[None, v].store(total[None, v].load() + summand.load().to(Float32))
                     left = self.load(buffer, slot, y + column, row, left)
                     slot = select(slot == DEPTH - 1, 0, slot + 1)
                 token = block * ITEM_TOKENS + t

@@ -24,10 +24,10 @@ from cutlass import Float8E4M3FN, Float32, Int16, Int32, Int64
 from cutlass.cute.nvgpu import cpasync
 
 from .combine import BUFFER_BYTES
+from .device import select, vector
 from .moe_gemms import BLOCK, QUEUE_SLOTS, TOKEN_WARPS, MoeGemms, swizzled
 from .ring import Ring, consumer_state, producer_state
-from .tile_queue import END, GEMM1, GEMM2, ROW_BLOCK, Tile, padded, select
-from .vectors import vector
+from .tile_scheduler import END, GEMM1, GEMM2, ROW_BLOCK, Tile, padded
 
 WARP_BYTES = 512  # that a warp copies with one instruction
 GROUP_COLUMNS = 1024  # of y that are combined while the next are multiplied

@@ -9,14 +9,13 @@ import cutlass.cute as cute
 import torch
 from cutlass import BFloat16, Float8E4M3FN, Float32, Int32
 
-from ..geometry import Geometry
-from ..routing import max_rows
+from ..geometry import Geometry, max_rows
 from .compilation import compile_launch
 from .config import GemmConfig, config_for
-from .direct import DirectGemms
 from .routing import RoutePermute, routing_buffers
-from .swap_ab import SwapAbGemms
-from .tile_queue import ROW_BLOCK
+from .sm90.swap_ab import SwapAbGemms
+from .sm90.tokens_on_m import TokensOnMGemms
+from .tile_scheduler import ROW_BLOCK
 
 
 class MoeLayer:
@@ -29,7 +28,7 @@ class MoeLayer:
     )  # fmt: skip
 
     def __init__(self, geometry: Geometry, config: GemmConfig, num_sms: int):
-        kernel = SwapAbGemms if config.swap_ab else DirectGemms
+        kernel = SwapAbGemms if config.swap_ab else TokensOnMGemms
         self.geometry = geometry
         self.config = config
         self.routing = RoutePermute(geometry)

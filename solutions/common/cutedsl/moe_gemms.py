@@ -1,6 +1,6 @@
 """Both grouped GEMMs and the combine in one persistent kernel: everything but the multiplication.
 
-One list of tiles runs through GEMM1 and GEMM2 (`tile_queue`), so the weight stream never drains
+One list of tiles runs through GEMM1 and GEMM2 (`tile_scheduler`), so the weight stream never drains
 between them: a GEMM2 tile waits only for the GEMM1 tiles of its own expert (counters in global
 memory), and its weights are already on the way while it waits. Where the list ends, the consumers
 add up the rows of y (`combine`), in the last group of columns if there are several.
@@ -12,7 +12,7 @@ quantised to e4m3 with one scale per token and R/2 columns. A GEMM2 tile is R pl
 
 Block: a producer warpgroup (warp 0: weights by TMA; warps 1, 2: token rows and scales by cp.async,
 gathered by token id in GEMM1; warp 3: scheduler), then one or two consumer warpgroups, which the
-subclasses `SwapAbGemms` and `DirectGemms` define. `DirectGemms` has other token producers too.
+subclasses `SwapAbGemms` and `TokensOnMGemms` define; the latter has other token producers, too.
 
 The blocks of a cluster work on neighbours in the list. Where these are two token tiles of the same
 weights, each block loads half the weight rows into both. The first one's scheduler hands out tiles
@@ -27,7 +27,7 @@ Global tensors (row-major, last dimension fastest):
   y [max_rows, H] bf16          (scratch: rows times row_weight)
   token_rows [T, top_k] int32   output [T, H] bf16                   (see `combine`)
   counters [COUNTERS] int32     (zero on entry: tiles handed out; per expert, finished GEMM1 tiles
-                                and, with `DirectGemms`, gathered rows; per group of columns of y,
+                                and, tokens on M, gathered rows; per group of columns of y,
                                 finished GEMM2 tiles)
 
 Shared memory of a slot, 128 columns wide: R * 128 bytes of weights and N * 128 bytes of tokens
@@ -50,9 +50,9 @@ from cutlass.utils.hopper_helpers import make_trivial_tiled_mma
 from ..geometry import Geometry
 from .combine import BUFFER_BYTES, Combine
 from .config import GemmConfig
+from .device import prefetch_to_l2, select, vector
 from .ring import Ring, consumer_state, producer_state
-from .tile_queue import COUNTERS, END, GEMM1, RECORD, Tile, TileList, select
-from .vectors import prefetch_to_l2, vector
+from .tile_scheduler import COUNTERS, END, GEMM1, RECORD, Tile, TileList
 
 BLOCK = 128  # columns of a slot, and of a scale block
 TOKEN_WARPS = 2
@@ -191,9 +191,7 @@ class MoeGemms:
             queue: cute.struct.MemRange[Int64, 2 * QUEUE_SLOTS]
             tiles: cute.struct.Align[cute.struct.MemRange[Int32, RECORD * QUEUE_SLOTS], 16]
             weight_scale: cute.struct.MemRange[Float32, 2 * s]
-            token_scale: cute.struct.Align[
-                cute.struct.MemRange[Float32, self.groups2 * n * s], 128
-            ]
+            token_scale: cute.struct.Align[cute.struct.MemRange[Float32, self.groups2 * n * s], 128]
             weights: cute.struct.Align[cute.struct.MemRange[Float8E4M3FN, BLOCK * r * s], 1024]
             tokens: cute.struct.Align[cute.struct.MemRange[Float8E4M3FN, BLOCK * n * s], 1024]
             result: cute.struct.Align[cute.struct.MemRange[BFloat16, self.result_bytes // 2], 1024]
@@ -240,9 +238,7 @@ class MoeGemms:
         shared = SmemAllocator().allocate(self.shared)
         ring = Ring(shared.ring.data_ptr(), s)
         queue = Ring(shared.queue.data_ptr(), QUEUE_SLOTS)
-        records = cute.make_tensor(
-            shared.tiles.data_ptr(), cute.make_layout((RECORD, QUEUE_SLOTS))
-        )
+        records = cute.make_tensor(shared.tiles.data_ptr(), cute.make_layout((RECORD, QUEUE_SLOTS)))
         cluster, rank = self.config.cluster, self.rank()
         consumer_warps = self.consumer_threads // 32
         if thread == 0:
@@ -639,9 +635,7 @@ class MoeGemms:
                     cute.copy(
                         copy16,
                         vector(tokens + (Int64(source[p]) * width + k * BLOCK), 16, 16),
-                        vector(
-                            target + (state.index * n + p * rows_per_pass) * BLOCK, 16, 16
-                        ),
+                        vector(target + (state.index * n + p * rows_per_pass) * BLOCK, 16, 16),
                     )
             cute.arch.cp_async_mbarrier_arrive_noinc(ring.full_barrier(state))
             state.advance()

@@ -34,10 +34,9 @@ from cutlass import BFloat16, Float32, Int32, Int64
 from cutlass.cute import arch
 from cutlass.utils import SmemAllocator
 
-from ..geometry import Geometry
-from ..routing import max_rows
-from .tile_queue import COUNTERS, select, sum_up_to_lane
-from .vectors import vector
+from ..geometry import Geometry, max_rows
+from .device import select, sum_up_to_lane, vector
+from .tile_scheduler import COUNTERS
 
 LANES = 32
 LANE_EXPERTS = 8  # experts that a lane holds

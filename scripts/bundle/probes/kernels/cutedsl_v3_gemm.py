@@ -19,10 +19,10 @@ from cutlass import BFloat16, Float8E4M3FN, Float32, Int32
 
 from solutions.common.cutedsl.compilation import compile_launch
 from solutions.common.cutedsl.config import GemmConfig, config_for
-from solutions.common.cutedsl.direct import DirectGemms
 from solutions.common.cutedsl.gathered_tokens import GROUP_COLUMNS
-from solutions.common.cutedsl.swap_ab import SwapAbGemms
-from solutions.common.cutedsl.tile_queue import COUNTERS, ROW_BLOCK
+from solutions.common.cutedsl.sm90.swap_ab import SwapAbGemms
+from solutions.common.cutedsl.sm90.tokens_on_m import TokensOnMGemms
+from solutions.common.cutedsl.tile_scheduler import COUNTERS, ROW_BLOCK
 from solutions.common.geometry import DEEPSEEK_V3_EP8, Geometry
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class SwapAbGemm2(Gemm2Only, SwapAbGemms):
     """For few rows per expert."""
 
 
-class DirectGemm2(Gemm2Only, DirectGemms):
+class DirectGemm2(Gemm2Only, TokensOnMGemms):
     """For many; the layer gathers GEMM1's rows here, and there are none."""
 
     def __init__(self, geometry: Geometry, config: GemmConfig, num_sms: int):

@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .geometry import Geometry
+from ..geometry import Geometry
 from .launch import Launcher
 
 

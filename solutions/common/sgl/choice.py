@@ -5,7 +5,7 @@ from functools import lru_cache
 
 import torch
 
-from .sgl_gemm import Kernel
+from .grouped_gemms import Kernel
 
 
 @dataclass(frozen=True)

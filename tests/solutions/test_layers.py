@@ -4,7 +4,7 @@ import pytest
 import torch
 from layers import DEVICE, LAYERS, REFERENCE, TOY, assert_close, call, inputs, routed_to
 
-from solutions.common.checks import check_arguments
+from solutions.common.arguments import check_arguments
 from solutions.sglang_fp8_blockwise_moe import main as sglang_moe
 from solutions.torch_moe import main as torch_moe
 from solutions.triton_fused_moe_v2 import main as triton_v2

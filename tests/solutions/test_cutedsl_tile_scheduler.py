@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 cutlass = pytest.importorskip("cutlass")
-from solutions.common.cutedsl import tile_queue  # noqa: E402
-from solutions.common.cutedsl.tile_queue import END, GEMM1, GEMM2, Tile, TileList  # noqa: E402
+from solutions.common.cutedsl import device, tile_scheduler  # noqa: E402
+from solutions.common.cutedsl.tile_scheduler import END, GEMM1, GEMM2, Tile, TileList  # noqa: E402
 
 
 class Warp:
@@ -33,8 +33,9 @@ class Warp:
 
 @pytest.fixture
 def warp(monkeypatch):
-    monkeypatch.setattr(tile_queue, "arch", Warp)
-    monkeypatch.setattr(tile_queue, "select", np.where)
+    for module in (device, tile_scheduler):
+        monkeypatch.setattr(module, "arch", Warp)
+        monkeypatch.setattr(module, "select", np.where)
 
 
 def expected_tiles(counts, tile_rows, columns1, columns2, group):

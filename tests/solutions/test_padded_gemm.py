@@ -8,8 +8,8 @@ import torch
 from child import facts_of
 
 cutlass = pytest.importorskip("cutlass")
-from solutions.common.cutedsl import padded_gemm as gemm  # noqa: E402
-from solutions.common.cutedsl.padded_gemm import TILES, GemmTile, tile_for  # noqa: E402
+from solutions.common.cutedsl.sm90 import padded_gemm as gemm  # noqa: E402
+from solutions.common.cutedsl.sm90.padded_gemm import TILES, GemmTile, tile_for  # noqa: E402
 from solutions.torch_moe.main import dequantize  # noqa: E402
 
 SHARED_LIMIT = 232_448  # bytes a block may use on sm_90

@@ -18,19 +18,19 @@ import cutlass.cute as cute
 from cutlass import BFloat16, Float8E4M3FN, Float32, Int32, Int64
 from cutlass.cute.nvgpu import warpgroup
 
-from .gathered_tokens import GatheredTokens
-from .moe_gemms import BLOCK, E4M3_MAX, QUEUE_SLOTS
-from .ring import Ring, consumer_state
+from ..device import vector
+from ..gathered_tokens import GatheredTokens
+from ..moe_gemms import BLOCK, E4M3_MAX, QUEUE_SLOTS
+from ..ring import Ring, consumer_state
+from ..tile_scheduler import END, GEMM1, Tile
 from .swap_ab import swiglu
-from .tile_queue import END, GEMM1, Tile
-from .vectors import vector
 
 WARP_ROWS = 16
 ROW_BYTES = 128  # of a row in a warp's shared memory
 ROW_PITCH = ROW_BYTES + 16
 
 
-class DirectGemms(GatheredTokens):
+class TokensOnMGemms(GatheredTokens):
     """See the module's docstring."""
 
     @property
@@ -130,8 +130,7 @@ class DirectGemms(GatheredTokens):
                     # scale of (row half, parity of j)
                     scales = [
                         [
-                            token_scale[q * n + 8 * i]
-                            * weight_scale[p if is_gemm1 else half]
+                            token_scale[q * n + 8 * i] * weight_scale[p if is_gemm1 else half]
                             for p in range(2)
                         ]
                         for i in range(2)

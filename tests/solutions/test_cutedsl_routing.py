@@ -14,7 +14,7 @@ from test_routing import logits_and_bias, reference_route
 from solutions.common.geometry import DEEPSEEK_V3_EP8
 
 pytest.importorskip("cutlass")
-from solutions.common.cutedsl import routing, tile_queue  # noqa: E402
+from solutions.common.cutedsl import device, routing  # noqa: E402
 
 LANES = np.arange(32, dtype=np.int32)
 
@@ -61,7 +61,7 @@ def warp(monkeypatch):
     for name, primitive in primitives.items():
         monkeypatch.setattr(routing, name, primitive)
     for name in ("arch", "select"):
-        monkeypatch.setattr(tile_queue, name, primitives[name])
+        monkeypatch.setattr(device, name, primitives[name])
 
 
 def picks(ranking: torch.Tensor) -> set:

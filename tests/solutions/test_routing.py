@@ -4,10 +4,10 @@ import pytest
 import torch
 from layers import DEVICE, ROUTES
 
-from solutions.common import routing
-from solutions.common.geometry import DEEPSEEK_V3_EP8
-from solutions.common.launch import Workspace
-from solutions.common.routing import max_rows, route, routing_buffers
+from solutions.common.geometry import DEEPSEEK_V3_EP8, max_rows
+from solutions.common.triton_stages import routing
+from solutions.common.triton_stages.routing import route, routing_buffers
+from solutions.common.workspace import Workspace
 from solutions.torch_moe import main as torch_moe
 
 reference_route = ROUTES[DEEPSEEK_V3_EP8]
@@ -101,7 +101,7 @@ def cutedsl_route():
     from solutions.common.cutedsl.compilation import compile_launch
     from solutions.common.cutedsl.layer import MoeLayer
     from solutions.common.cutedsl.routing import RoutePermute, routing_buffers
-    from solutions.common.cutedsl.tile_queue import COUNTERS
+    from solutions.common.cutedsl.tile_scheduler import COUNTERS
 
     inputs, routed = MoeLayer.POINTERS[:2], MoeLayer.POINTERS[11:19]
     compiled = compile_launch(

@@ -45,7 +45,7 @@ def test_instructions(kernels):
 
 
 def test_accumulator(kernels):
-    """The map in the docstrings of swap_ab.py and direct.py, and each place once."""
+    """The map in the docstrings of swap_ab.py and tokens_on_m.py, and each place once."""
     for kernel, (_, config) in zip(kernels, TABLE):
         columns = config.tokens if config.swap_ab else 128
         expected = []

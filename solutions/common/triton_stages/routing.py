@@ -15,7 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .geometry import Geometry
+from ..geometry import Geometry, max_rows
 from .launch import Launcher
 
 
@@ -310,11 +310,6 @@ def blocks_for(num_tokens: int) -> Blocks:
     if num_tokens <= 256:
         return Blocks(1, 1, 64)
     return Blocks(8, 8, 128) if num_tokens <= 4096 else Blocks(16, 8, 64)
-
-
-def max_rows(geometry: Geometry, num_tokens: int) -> int:
-    """Most rows there can be: all of a token's experts are local."""
-    return num_tokens * min(geometry.top_k, geometry.num_local_experts)
 
 
 def routing_buffers(geometry: Geometry, num_tokens: int, num_counters: int = 0) -> tuple:

@@ -20,10 +20,10 @@ from cutlass import BFloat16, Float8E4M3FN, Float32, Int32, Int64
 from cutlass.cute.nvgpu import warpgroup
 from cutlass.pipeline import NamedBarrier
 
-from .moe_gemms import BLOCK, E4M3_MAX, QUEUE_SLOTS, MoeGemms
-from .ring import Ring, consumer_state
-from .tile_queue import END, GEMM1, Tile
-from .vectors import vector
+from ..device import vector
+from ..moe_gemms import BLOCK, E4M3_MAX, QUEUE_SLOTS, MoeGemms
+from ..ring import Ring, consumer_state
+from ..tile_scheduler import END, GEMM1, Tile
 
 CHAINS_IN_TURN = 4  # wgmma chains between two points without a wgmma in flight
 SLOTS_AHEAD = 6  # of weights that a block prefetches: 13 MB in all, 3 us of the memory's time

@@ -35,10 +35,10 @@ from cutlass.pipeline import NamedBarrier
 from cutlass.utils import SmemAllocator
 from cutlass.utils.hopper_helpers import make_trivial_tiled_mma
 
-from .compilation import compile_launch
-from .ring import Ring, consumer_state, producer_state
-from .tile_queue import GEMM1, Tile, TileList
-from .vectors import vector
+from ..compilation import compile_launch
+from ..device import vector
+from ..ring import Ring, consumer_state, producer_state
+from ..tile_scheduler import GEMM1, Tile, TileList
 
 BLOCK = 128  # columns of a slot, and the edge of a scale block
 WARPGROUP_ROWS = 64

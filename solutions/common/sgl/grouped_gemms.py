@@ -16,8 +16,7 @@ from threading import get_ident
 import sgl_kernel  # noqa: F401
 import torch
 
-from .geometry import Geometry
-from .routing import max_rows
+from ..geometry import Geometry, max_rows
 
 WORKSPACE_BYTES = 90_000  # as SGLang's own layers: a few TMA descriptors per multiprocessor
 SMALL_M_ROWS = 2048  # fp8_blockwise_scaled_grouped_mm takes its other kernel above

@@ -18,10 +18,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-import cutlass
 import cutlass.cute as cute
 from cutlass import Int32
 from cutlass.cute import arch
+
+from .device import select, sum_up_to_lane
 
 GEMM1 = 0
 GEMM2 = 1
@@ -30,20 +31,6 @@ END = -1
 COUNTERS = 64  # Int32 words in global memory, zero at first: the tiles handed out are the first one
 ROW_BLOCK = 64  # rows that wgmma multiplies at least, with tokens on its M side
 RECORD = 8  # Int32 words of a tile record in shared memory
-
-
-def select(condition, yes, no) -> Int32:
-    """`yes` where the condition holds, else `no`; no branch."""
-    return Int32(cutlass.select_(condition, Int32(yes), Int32(no)))
-
-
-def sum_up_to_lane(value: Int32) -> Int32:
-    """Sum over lanes 0..lane."""
-    lane = arch.lane_idx()
-    for distance in (1, 2, 4, 8, 16):
-        below = arch.shuffle_sync_up(value, distance, mask_and_clamp=0)
-        value = value + select(lane >= distance, below, 0)
-    return value
 
 
 def padded(rows: Int32) -> Int32:

@@ -27,8 +27,8 @@ from test_routing import logits_and_bias
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from solutions.common.geometry import DEEPSEEK_V3_EP8
-from solutions.common.sgl_choice import SM_90, SM_100, Choice
-from solutions.common.sgl_gemm import SMALL_M_ROWS, GroupedGemms, Kernel
+from solutions.common.sgl.choice import SM_90, SM_100, Choice
+from solutions.common.sgl.grouped_gemms import SMALL_M_ROWS, GroupedGemms, Kernel
 from solutions.sglang_fp8_blockwise_moe import main as sglang_moe
 from solutions.sglang_fp8_blockwise_moe import permute as permutation
 from solutions.torch_moe import main as torch_moe

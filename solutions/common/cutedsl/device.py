@@ -1,10 +1,25 @@
-"""Small helpers on pointers."""
+"""Small helpers on pointers and on the lanes of a warp."""
 
 from __future__ import annotations
 
 import cutlass
 import cutlass.cute as cute
 from cutlass import Int32
+from cutlass.cute import arch
+
+
+def select(condition, yes, no) -> Int32:
+    """`yes` where the condition holds, else `no`; no branch."""
+    return Int32(cutlass.select_(condition, Int32(yes), Int32(no)))
+
+
+def sum_up_to_lane(value: Int32) -> Int32:
+    """Sum over lanes 0..lane."""
+    lane = arch.lane_idx()
+    for distance in (1, 2, 4, 8, 16):
+        below = arch.shuffle_sync_up(value, distance, mask_and_clamp=0)
+        value = value + select(lane >= distance, below, 0)
+    return value
 
 
 def vector(pointer: cute.Pointer, size: int, align: int) -> cute.Tensor:
