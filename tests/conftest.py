@@ -3,6 +3,7 @@
 import os
 import tempfile
 
+import deepgemm_standin
 import pytest
 import sgl_standin
 import torch
@@ -13,6 +14,7 @@ if not HAS_CUDA:
     # Triton decides between compiler and interpreter when it is imported.
     os.environ["TRITON_INTERPRET"] = "1"
 sgl_standin.install()
+deepgemm_standin.install()
 
 # flashinfer-bench writes built sources and logs here, instead of into the user's cache.
 CACHE = tempfile.TemporaryDirectory(prefix="flashinfer_bench_")

@@ -37,6 +37,11 @@ DEEPSEEK_V3_EP8 = Geometry(
 )
 
 
-def max_rows(geometry: Geometry, num_tokens: int) -> int:
-    """Most rows there can be: all of a token's experts are local."""
-    return num_tokens * min(geometry.top_k, geometry.num_local_experts)
+def max_rows(geometry: Geometry, num_tokens: int, row_alignment: int = 1) -> int:
+    """Most rows there can be, when all of a token's experts are local.
+
+    With a row_alignment, the gaps are counted that let each expert begin at a multiple of it.
+    """
+    rows = num_tokens * min(geometry.top_k, geometry.num_local_experts)
+    gaps = min(rows, geometry.num_local_experts) * (row_alignment - 1)
+    return (rows + gaps) // row_alignment * row_alignment

@@ -16,7 +16,7 @@ import triton.language as tl
 
 from ..common.geometry import Geometry, max_rows
 from ..common.triton_stages.launch import Launcher
-from ..common.triton_stages.routing import Blocks, store_offsets, sum_block_counts
+from ..common.triton_stages.routing import Blocks, first_rows, store_offsets, sum_block_counts
 
 COUNT_ALL_TOKENS = 256  # up to here every program counts all pairs itself
 
@@ -95,8 +95,9 @@ def permute_kernel(
             earlier += tl.where((other < block * PAIRS)[:, None], picked, 0)
         counts = tl.sum(totals, 0)
         before = tl.sum(earlier, 0)
+    first_row = first_rows(counts, 1)
     if block == 0:
-        store_offsets(expert_offsets_ptr, counts, NUM_LOCAL)
+        store_offsets(expert_offsets_ptr, counts, first_row, NUM_LOCAL)
         column = tl.arange(0, BLOCK_H)
         zeros = tl.zeros([BLOCK_H], tl.bfloat16)
         tl.store(y_ptr + no_row.to(tl.int64) * H + column, zeros, mask=column < H)
@@ -105,7 +106,7 @@ def permute_kernel(
     in_range = pair < num_pairs
     expert = tl.load(expert_ptr + pair, mask=in_range, other=-1)
     taken = _one_hot(expert, local_expert_offset, NUM_LOCAL)
-    next_row = tl.cumsum(counts, 0) - counts + before
+    next_row = first_row + before
     rank = tl.cumsum(taken, 0) - taken
     row = tl.sum(taken * (next_row[None, :] + rank), 1)
     is_local = tl.sum(taken, 1) == 1

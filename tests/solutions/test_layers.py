@@ -5,6 +5,7 @@ import torch
 from layers import DEVICE, LAYERS, REFERENCE, TOY, assert_close, call, inputs, routed_to
 
 from solutions.common.arguments import check_arguments
+from solutions.deepgemm_moe import main as deepgemm_moe
 from solutions.sglang_fp8_blockwise_moe import main as sglang_moe
 from solutions.torch_moe import main as torch_moe
 from solutions.triton_fused_moe_v2 import main as triton_v2
@@ -110,8 +111,14 @@ def test_repeated_calls_give_the_same_bits(layer):
 
 @pytest.mark.parametrize(
     "main",
-    [torch_moe, triton_v3, triton_v2, sglang_moe],
-    ids=["torch_moe", "triton_fused_moe_v3", "triton_fused_moe_v2", "sglang_fp8_blockwise_moe"],
+    [torch_moe, triton_v3, triton_v2, sglang_moe, deepgemm_moe],
+    ids=[
+        "torch_moe",
+        "triton_fused_moe_v3",
+        "triton_fused_moe_v2",
+        "sglang_fp8_blockwise_moe",
+        "deepgemm_moe",
+    ],
 )
 def test_entry_point_checks_and_empty_batch(main):
     """The real entry point; meta-like zero-stride weights would be refused, so they are real."""

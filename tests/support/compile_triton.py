@@ -70,7 +70,7 @@ def shipped(capability: int):
         block = routing.blocks_for(tokens)
         select = (block.tokens, G.num_experts, experts, G.num_groups, G.num_top_groups, G.top_k)
         yield f"select_{block.tokens}", routing._select_picks, (*select, True), block.warps
-        permute = (block.tokens, block.chunk, experts, G.top_k, True)
+        permute = (block.tokens, block.chunk, experts, G.top_k, 1, True)
         yield f"permute_{block.tokens}", routing._permute, permute, 4
     for weighted in (False, True):
         constants = (h, G.top_k, 1024, weighted, True)

@@ -6,11 +6,13 @@ import pytest
 import torch
 from bundle.dataset.oracle import execute_reference
 from bundle.paths import ROOT
+from deepgemm_standin import HAS_DEEP_GEMM
 from sgl_standin import HAS_SGL_KERNEL
 from toy_reference import AXES, real_definition, toy_definition, toy_inputs
 
 from solutions.common.geometry import DEEPSEEK_V3_EP8, Geometry
 from solutions.common.sgl.choice import SM_90
+from solutions.deepgemm_moe import main as deepgemm_moe
 from solutions.sglang_fp8_blockwise_moe import main as sglang_moe
 from solutions.torch_moe import main as torch_moe
 from solutions.triton_fused_moe_v2 import main as triton_v2
@@ -45,12 +47,24 @@ def with_sgl_kernel(main, choice):
     return layer
 
 
+def with_deep_gemm(row_alignment: int):
+    """A layer on deep_gemm: the package's on a GPU, the stand-in's on the CPU."""
+
+    def layer(*arguments):
+        if DEVICE == "cuda" and not HAS_DEEP_GEMM:
+            pytest.skip("needs the module deep_gemm: pip install '.[deepgemm]'")
+        deepgemm_moe.moe(TOY, row_alignment, *arguments)
+
+    return layer
+
+
 # name -> layer(inputs in the definition's order, output)
 LAYERS = (
     {"torch_moe": lambda *arguments: torch_moe.moe(TOY, *arguments)}
     | {f"triton_fused_moe_v3-{tiles.max_tokens}": _with_tiles(tiles) for tiles in TABLE}
     | {"triton_fused_moe_v2": with_sgl_kernel(triton_v2, SM_90[0])}
     | {"sglang_fp8_blockwise_moe": with_sgl_kernel(sglang_moe, SM_90[0])}
+    | {f"deepgemm_moe-{rows}": with_deep_gemm(rows) for rows in (64, 128)}
 )
 
 

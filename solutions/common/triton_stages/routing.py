@@ -5,6 +5,9 @@ A *row* is one (token, local expert) pair. Rows are ordered by local expert, the
 [expert_offsets[e], expert_offsets[e + 1]). The number of rows is known on the device only; the
 buffers hold the most there can be. Everything is deterministic: no atomics.
 
+A grouped GEMM that wants each expert to begin at a multiple of some row_alignment gets gaps: expert
+e's rows are then at [expert_offsets[e] rounded up, expert_offsets[e + 1]).
+
 `select_kernel` picks the experts of a block of tokens; `permute_kernel` numbers the rows, each
 program reading every block's counts.
 """
@@ -22,7 +25,7 @@ from .launch import Launcher
 class Routing(NamedTuple):
     """What describes the rows, on the device: tensors or, from a Workspace, their addresses."""
 
-    expert_offsets: object  # int32 [E + 1], prefix sums of the rows per local expert
+    expert_offsets: object  # int32 [E + 1], 0, then where the rows of each local expert end
     row_token: object  # int32 [max_rows], token of each row
     row_weight: object  # fp32 [max_rows], combine weight times routed_scaling_factor
     token_rows: object  # int32 [T, top_k], rows of each token ascending, then -1
@@ -171,11 +174,18 @@ def _place(
 
 
 @triton.jit
-def store_offsets(expert_offsets_ptr, counts, NUM_LOCAL: tl.constexpr):
-    """Prefix sums [NUM_LOCAL + 1] of the experts' counts."""
+def first_rows(counts, ALIGNMENT: tl.constexpr):
+    """First row of each expert from the experts' counts, int32 [NUM_LOCAL]."""
+    taken = tl.cdiv(counts, ALIGNMENT) * ALIGNMENT
+    return tl.cumsum(taken, 0) - taken
+
+
+@triton.jit
+def store_offsets(expert_offsets_ptr, counts, first_row, NUM_LOCAL: tl.constexpr):
+    """expert_offsets [NUM_LOCAL + 1] of experts with `counts` rows from first_row on."""
     expert = tl.arange(0, NUM_LOCAL)
-    tl.store(expert_offsets_ptr + expert + 1, tl.cumsum(counts, 0))
-    tl.store(expert_offsets_ptr + expert, tl.cumsum(counts, 0) - counts, mask=expert == 0)
+    tl.store(expert_offsets_ptr + expert + 1, first_row + counts)
+    tl.store(expert_offsets_ptr + expert, first_row, mask=expert == 0)
 
 
 @triton.jit(do_not_specialize=["num_tokens", "local_expert_offset"])
@@ -245,6 +255,7 @@ def permute_kernel(
     BLOCK_B: tl.constexpr,
     NUM_LOCAL: tl.constexpr,
     TOP_K: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """Numbers the rows of one block of tokens; every program sums all blocks' counts."""
@@ -254,8 +265,9 @@ def permute_kernel(
     block = tl.program_id(0)
     local = tl.arange(0, NUM_LOCAL)
     counts, before = sum_block_counts(block_counts_ptr, block, num_blocks, BLOCK_B, NUM_LOCAL)
+    first_row = first_rows(counts, ALIGNMENT)
     if block == 0:
-        store_offsets(expert_offsets_ptr, counts, NUM_LOCAL)
+        store_offsets(expert_offsets_ptr, counts, first_row, NUM_LOCAL)
         for first in range(0, num_counters, 1024):
             counter = first + tl.arange(0, 1024)
             tl.store(counters_ptr + counter, 0, mask=counter < num_counters)
@@ -266,10 +278,9 @@ def permute_kernel(
     weight = tl.load(
         weight_ptr + token[:, None] * NUM_LOCAL + local[None, :], mask=picked == 1, other=0.0
     )
-    first_row = tl.cumsum(counts, 0) - counts + before
     _place(
         row_token_ptr, row_weight_ptr, token_rows_ptr, token, num_tokens, picked, weight,
-        first_row, TOP_K,
+        first_row + before, TOP_K,
     )  # fmt: skip
 
 
@@ -312,9 +323,12 @@ def blocks_for(num_tokens: int) -> Blocks:
     return Blocks(8, 8, 128) if num_tokens <= 4096 else Blocks(16, 8, 64)
 
 
-def routing_buffers(geometry: Geometry, num_tokens: int, num_counters: int = 0) -> tuple:
+def routing_buffers(
+    geometry: Geometry, num_tokens: int, num_counters: int = 0, row_alignment: int = 1
+) -> tuple:
     """Buffers that `route` needs, for a Workspace: the fields of Routing, then scratch."""
-    rows, experts = max_rows(geometry, num_tokens), geometry.num_local_experts
+    rows = max_rows(geometry, num_tokens, row_alignment)
+    experts = geometry.num_local_experts
     return (
         (_INT, experts + 1),
         (_INT, rows),
@@ -336,12 +350,13 @@ def route(
     buffers: list,
     num_counters: int = 0,
     pdl: bool = False,
+    row_alignment: int = 1,
 ) -> Routing:
     """Route [T, num_experts] fp32 logits with a [num_experts] bf16 bias; T > 0.
 
-    buffers: those of `routing_buffers` with the same num_counters. pdl lets the kernel launched
-    next start early; that kernel must then wait for this one (griddepcontrol.wait) before it reads
-    the result.
+    buffers: those of `routing_buffers` with the same num_counters and row_alignment. pdl lets the
+    kernel launched next start early; that kernel must then wait for this one
+    (griddepcontrol.wait) before it reads the result.
     """
     num_tokens = routing_logits.shape[0]
     *routing, block_counts, picked, weight = buffers
@@ -359,7 +374,7 @@ def route(
     _permute(
         (programs, 1, 1),
         (block_counts, picked, weight, *routing, num_tokens, programs, num_counters),
-        (block.tokens, block.chunk, experts, top_k, pdl),
+        (block.tokens, block.chunk, experts, top_k, row_alignment, pdl),
         num_warps=4,
         launch_pdl=pdl,
     )
