@@ -17,6 +17,8 @@ from triton.compiler import ASTSource
 
 from solutions.common.geometry import DEEPSEEK_V3_EP8 as G
 from solutions.common.triton_stages import combine, gather, routing, swiglu
+from solutions.deepgemm_moe import gather as deepgemm_gather
+from solutions.deepgemm_moe import swiglu as deepgemm_swiglu
 from solutions.sglang_fp8_blockwise_moe import permute as sgl_permute
 from solutions.sglang_fp8_blockwise_moe import swiglu as sgl_swiglu
 from solutions.triton_fused_moe_v3 import main
@@ -78,6 +80,15 @@ def shipped(capability: int):
     yield "gather", gather._gather, (h, i, experts, G.top_k, G.block, 8192, True), 4
     yield "swiglu_quantize", swiglu._swiglu_quantize, (i, experts, G.block, True), swiglu.NUM_WARPS
     yield "sgl_swiglu", sgl_swiglu._swiglu, (i, experts, G.block, True), swiglu.NUM_WARPS
+    constants = (h, G.top_k, G.block, 8192, True)
+    yield "deepgemm_gather", deepgemm_gather._gather, constants, 4
+    for rows in (64, 128):
+        constants = (i, experts, G.block, rows, True)
+        warps = swiglu.NUM_WARPS
+        yield f"deepgemm_swiglu_{rows}", deepgemm_swiglu._swiglu_quantize, constants, warps
+        block = routing.blocks_for(1)
+        permute = (block.tokens, block.chunk, experts, G.top_k, rows, True)
+        yield f"permute_to_{rows}", routing._permute, permute, 4
     few, many = sgl_permute.blocks_for(1), sgl_permute.blocks_for(1000)
     yield "sgl_count", sgl_permute._count, (many.tokens * G.top_k, experts, True), many.warps
     for block in (few, many):

@@ -64,7 +64,7 @@ LAYERS = (
     | {f"triton_fused_moe_v3-{tiles.max_tokens}": _with_tiles(tiles) for tiles in TABLE}
     | {"triton_fused_moe_v2": with_sgl_kernel(triton_v2, SM_90[0])}
     | {"sglang_fp8_blockwise_moe": with_sgl_kernel(sglang_moe, SM_90[0])}
-    | {f"deepgemm_moe-{rows}": with_deep_gemm(rows) for rows in (64, 128)}
+    | {"deepgemm_moe": with_deep_gemm(64)}
 )
 
 
