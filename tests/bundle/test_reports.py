@@ -11,6 +11,7 @@ import stages as stages_script
 from bundle.comparison.floor import GPUS, Gpu
 from bundle.paths import ROOT, BadInput
 from bundle.probes.cases import named_cases, new_output, synthetic_case
+from bundle.probes.profiler import Launch, ProfiledCall
 from bundle.probes.report_tables import (
     gemm_figures,
     gemm_floor_us,
@@ -34,7 +35,6 @@ from bundle.probes.reports import (
     save,
 )
 from bundle.probes.stages import comparable_us, stages_of, summarize
-from bundle.probes.timer import Launch, launches_by_call
 from bundle.sheets import BEST
 from conftest import HAS_CUDA
 from report_factory import (
@@ -226,33 +226,6 @@ def test_a_run_measures_stores_and_shows(tmp_path, capsys):
 # Stages ----------------------------------------------------------------------------------------
 
 
-def event(name: str, start: float, duration: float, category: str = "kernel") -> dict:
-    return {"cat": category, "name": name, "ts": start, "dur": duration}
-
-
-def test_a_profile_is_cut_at_the_markers():
-    spin = "at::cuda::(anonymous namespace)::spin_kernel(long)"
-    clear = ("Memset (Device)", 64.0, "gpu_memset")
-    work = [
-        event(*clear[:1], 0, 64, clear[2]), event(spin, 70, 1),
-        event("k1", 80, 10), event("k2", 88, 7), event("Memset (Device)", 96, 1, "gpu_memset"),
-        event(*clear[:1], 100, 64, clear[2]), event(spin, 170, 1),
-        event("k1", 180, 12), event("inside", 181, 3),
-        event(*clear[:1], 200, 64, clear[2]), event(spin, 270, 1),
-        {"cat": "cuda_runtime", "name": "cudaLaunchKernel", "ts": 79, "dur": 2},
-    ]  # fmt: skip
-    calls = launches_by_call({"traceEvents": work[::-1]})
-    assert calls == [
-        [Launch("k1", 10), Launch("k2", 5), Launch("Memset (Device)", 1)],  # k2 overlaps for 2
-        [Launch("k1", 12), Launch("inside", 0)],
-    ]
-
-
-def test_a_profile_without_kernels_says_so():
-    with pytest.raises(ValueError, match="expected 2 or more markers .* among 0 launches"):
-        launches_by_call({"traceEvents": []})
-
-
 @pytest.mark.parametrize(
     "names, expected",
     [
@@ -350,15 +323,19 @@ class FakeTimer:
         call()
         return 30.0
 
-    def profile(self, call):
+
+def profile(calls, iterations):
+    for call in calls:
         call()
-        return [[Launch("select_kernel", 5.0), Launch("gemm1_swiglu_kernel", 20.0)]] * 3
+    launches = [Launch("select_kernel", 5.0), Launch("gemm1_swiglu_kernel", 20.0)]
+    return [[ProfiledCall(launches, 7.0)] * iterations for _ in calls]
 
 
-def test_measuring_stages_calls_the_solution_and_keeps_both_times():
+def test_measuring_stages_calls_the_solution_and_keeps_both_times(monkeypatch):
     import torch
     from bundle.probes.cases import Solution
 
+    monkeypatch.setattr(stages_script, "profile", profile)
     called = []
     solution = Solution("s", lambda x, output: called.append(output), returns_output=False)
     row = StageRow(solution="s", workload="T=2", seq_len=2, active_experts=1, pairs=2)

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import NAMESPACE_OID, uuid5
 
 import torch
 from flashinfer_bench.bench.utils import gen_inputs
@@ -32,6 +33,14 @@ from ..paths import ROOT, BadInput
 from ..runs.requirements import Device, why_not
 
 WEIGHTS = ("gemm1_weights", "gemm1_weights_scale", "gemm2_weights", "gemm2_weights_scale")
+UNIFORM, SKEWED, ALL_LOCAL, FEW_EXPERTS = "uniform", "skewed", "all-local", "few-experts"
+ROUTINGS = {
+    UNIFORM: "normal logits: every expert is as likely as another",
+    SKEWED: "some experts are liked and some are not, alike in every group",
+    ALL_LOCAL: "all 8 experts of every token are local",
+    FEW_EXPERTS: "every token goes to the same 4 local experts",
+}
+MOST_TOKENS = 65_536
 MOST_LOCAL = 4  # local experts per token in a synthetic case; routing takes 8 in all
 
 
@@ -40,6 +49,8 @@ class Case:
     """A workload as the reports name it."""
 
     name: str
+    uuid: str
+    """Of the workload; a routing made here has one that follows from its name."""
     seq_len: int
     local_expert_offset: int
     routed_scaling_factor: float
@@ -49,9 +60,14 @@ class Case:
     def loads(self) -> list[int]:
         """Rows of each local expert under the reference's routing."""
         ids, _ = reference_route(ROOT)(*self.make_routing(), self.routed_scaling_factor)
-        local = ids.flatten() - self.local_expert_offset
-        local = local[(local >= 0) & (local < NUM_LOCAL_EXPERTS)]
-        return local.bincount(minlength=NUM_LOCAL_EXPERTS).tolist()
+        return loads_of(ids, self.local_expert_offset, NUM_LOCAL_EXPERTS)
+
+
+def loads_of(ids: torch.Tensor, local_expert_offset: int, num_local_experts: int) -> list[int]:
+    """Rows of each local expert; ids are those of the tokens' experts."""
+    local = ids.flatten() - local_expert_offset
+    local = local[(local >= 0) & (local < num_local_experts)]
+    return local.bincount(minlength=num_local_experts).tolist()
 
 
 def named_cases(seq_lens: Sequence[int] | None = None) -> list[Case]:
@@ -67,7 +83,7 @@ def named_cases(seq_lens: Sequence[int] | None = None) -> list[Case]:
             return torch.from_numpy(logits), torch.from_numpy(bias).bfloat16()
 
         offset, factor = row.local_expert_offset, row.routed_scaling_factor
-        return Case(f"T={row.seq_len}", row.seq_len, offset, factor, routing)
+        return Case(f"T={row.seq_len}", row.uuid, row.seq_len, offset, factor, routing)
 
     return [replica(row) for row in rows if seq_lens is None or row.seq_len in seq_lens]
 
@@ -97,7 +113,41 @@ def synthetic_case(seq_len: int, experts_active: int, per_token: int | None = No
         logits.scatter_add_(1, turns, torch.full(turns.shape, 10.0))
         return logits, torch.zeros(NUM_EXPERTS, dtype=torch.bfloat16)
 
-    return Case(f"T={seq_len}, {experts_active} experts", seq_len, 0, 2.5, routing)
+    return made_case(f"T={seq_len}, {experts_active} experts", seq_len, routing)
+
+
+def made_case(name: str, seq_len: int, routing: Callable) -> Case:
+    """A workload that is not in the table: the first 32 experts are local."""
+    return Case(name, str(uuid5(NAMESPACE_OID, f"{DEFINITION} {name}")), seq_len, 0, 2.5, routing)
+
+
+def routed_case(routing: str, seq_len: int) -> Case:
+    """seq_len tokens under one of ROUTINGS."""
+    if not 1 <= seq_len <= MOST_TOKENS:
+        raise BadInput(f"--seq-len: expected 1 to {MOST_TOKENS}, got {seq_len}")
+    if routing == FEW_EXPERTS:
+        made = synthetic_case(seq_len, MOST_LOCAL).make_routing
+    else:
+
+        def made() -> tuple[torch.Tensor, torch.Tensor]:
+            random = torch.Generator().manual_seed(seq_len)
+            logits = torch.randn(seq_len, NUM_EXPERTS, generator=random)
+            if routing == ALL_LOCAL:
+                logits[:, :NUM_LOCAL_EXPERTS] += 10.0
+            elif routing == SKEWED:
+                logits += popularity()
+            return logits, torch.zeros(NUM_EXPERTS, dtype=torch.bfloat16)
+
+    return made_case(f"{routing} T={seq_len}", seq_len, made)
+
+
+def popularity() -> torch.Tensor:
+    """fp32 [256], to add to the logits: of each 32 experts' group some are liked and some are not.
+
+    The hottest local expert gets 6 times the mean of the local ones, the coldest a third has none.
+    """
+    spread = torch.linspace(2.0, -2.0, GROUP_SIZE)
+    return spread.repeat(NUM_EXPERTS // GROUP_SIZE)
 
 
 class Arguments:
@@ -124,7 +174,7 @@ class Arguments:
             axes={"seq_len": case.seq_len},
             inputs={name: SafetensorsInput(path="memory", tensor_key=name) for name in given}
             | {name: ScalarInput(value=value) for name, value in scalars.items()},
-            uuid=case.name,
+            uuid=case.uuid,
         )
         values = gen_inputs(self.definition, workload, self.device, given)
         arguments = dict(zip(self.definition.inputs, values, strict=True))

@@ -93,6 +93,54 @@ class StageReport(Report):
     rows: list[StageRow] = []
 
 
+# Whole layer -----------------------------------------------------------------------------------
+
+
+class LayerRow(Row):
+    """One solution on one workload; times in microseconds."""
+
+    identity = ("solution", "uuid")
+    solution: str
+    uuid: str
+    """Of the workload."""
+    workload: str
+    """Its name: T=58, or uniform T=128."""
+    routing: str
+    """What the tokens do: `workload`, or one of cases.ROUTINGS."""
+    seq_len: int
+    active_experts: int = 0
+    pairs: int = 0
+    largest_load: int = 0
+    """Rows of the local expert that has most."""
+    relative_error: float | None = None
+    """L2, of some tokens, against the reference."""
+    cold_us: float | None = None
+    """Median with a cold L2 cache, launches hidden."""
+    spread_us: float | None = None
+    """Of those, between the quartiles."""
+    hidden: bool = True
+    """False for a solution that waits for the GPU: its times contain the host's work."""
+    sustained_us: float | None = None
+    """Mean of calls without pause."""
+    sm_mhz: float | None = None
+    watts: float | None = None
+    """Meanwhile."""
+    graph_us: float | None = None
+    """Median of a CUDA graph's replays, cold L2 cache."""
+    not_captured: str | None = None
+    """Why there is none."""
+    first_launch_us: float | None = None
+    """Of the host until the first kernel is launched, on an idle GPU, under the profiler."""
+    return_us: float | None = None
+    """Of the host until the call returns, on an idle GPU."""
+
+
+class LayerReport(Report):
+    kind = "layer"
+    script = "layer.py"
+    rows: list[LayerRow] = []
+
+
 # Grouped GEMM ----------------------------------------------------------------------------------
 
 
@@ -230,7 +278,7 @@ class RooflineReport(Report):
         return any(row.bytes for row in measured) and any(row.flop for row in measured)
 
 
-KINDS = (StageReport, GemmReport, PrecisionReport, RooflineReport)
+KINDS = (LayerReport, StageReport, GemmReport, PrecisionReport, RooflineReport)
 AnyReport = TypeVar("AnyReport", bound=Report)
 
 

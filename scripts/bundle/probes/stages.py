@@ -11,8 +11,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from statistics import median
 
+from .profiler import Launch
 from .reports import KernelTime
-from .timer import Launch
 
 ROUTING = "routing"
 GEMM1 = "GEMM1"

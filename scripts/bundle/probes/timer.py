@@ -1,101 +1,138 @@
-"""Times on the GPU: medians with a cold L2 cache, single kernels by name, and what ran where."""
+"""Times of calls on a GPU: alone with a cold L2 cache, without pause, and the host's own."""
 
 from __future__ import annotations
 
-import json
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 
-import torch
+from .device import CudaDevice, Device
 
-L2_BYTES = 256 << 20  # as flashinfer-bench clears before each call; larger than any L2 cache
-MARKER = "spin_kernel"  # the kernel of torch.cuda._sleep, which no solution launches
-GPU_WORK = ("kernel", "gpu_memset", "gpu_memcpy")  # categories of Kineto's Chrome traces
+Call = Callable[[], object]
+
+REST = 10.0  # times of a call: pauses that keep the GPU below its power limit
+LONGEST_REST_US = 150_000
+READINGS = 3  # of the sensors
+HIDING = 1.5  # how much longer the device spins than the host took to launch
+LONGER = 4  # times as long for the next try, if that was not enough
+LONGEST_SPIN_US = 20_000  # a call that is not hidden by then waits for the device
 
 
 @dataclass(frozen=True)
-class Launch:
-    """One kernel, memset or copy on the GPU."""
+class ColdTimes:
+    """Times of one call among others, each with a cold L2 cache."""
 
-    name: str
+    us: list[float]
+    hidden: bool
+    """Every launch was enqueued before the clock started. False for a call that waits for the
+    device: its times contain the host's work from there on."""
+
+
+@dataclass(frozen=True)
+class Sustained:
+    """Calls one after the other without any pause, the L2 cache as the last one left it."""
+
     us: float
-    """Time in which no earlier launch of the same call was still running: kernels that overlap
-    (programmatic dependent launch) are not counted twice, and the times add up."""
+    """Mean per call."""
+    sm_mhz: float | None
+    watts: float | None
+    """At the end of the calls; None where NVML does not tell."""
 
 
 class Timer:
-    """Calls something on the current GPU, each time with a cold L2 cache."""
+    """Measures calls that enqueue work on a device."""
 
-    def __init__(self, warmups: int = 2, iterations: int = 10) -> None:
+    def __init__(self, device: Device | None = None, warmups: int = 2, iterations: int = 10):
+        self.device = device or CudaDevice()
         self.warmups = warmups
         self.iterations = iterations
-        self._cache = torch.empty(L2_BYTES, dtype=torch.uint8, device="cuda")
 
-    def median_us(self, call: Callable[[], object], count_launch: bool = True) -> float:
-        """Median time of a call in microseconds, by CUDA events.
+    def median_us(self, call: Call, count_launch: bool = True) -> float:
+        """Median time of a call in microseconds with a cold L2 cache.
 
-        count_launch: the GPU is idle when the clock starts, as in flashinfer-bench, so the host's
-        work up to the first kernel counts. Else the host runs ahead while the cache is cleared.
+        count_launch: the device is idle when the clock starts, as in flashinfer-bench, so the
+        host's work up to the first kernel counts. Else the launches are hidden.
         """
         for _ in range(self.warmups):
             call()
-        events = []
+        if not count_launch:
+            (times,) = self.cold([call], [self.iterations])
+            return median(times.us)
+        device, marks = self.device, []
         for _ in range(self.iterations):
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            self._cache.zero_()
-            if count_launch:
-                torch.cuda.synchronize()
-            start.record()
+            device.clear_cache()
+            device.synchronize()
+            start = device.mark()
             call()
-            end.record()
-            events.append((start, end))
-        torch.cuda.synchronize()
-        return median(start.elapsed_time(end) for start, end in events) * 1e3
+            marks.append((start, device.mark()))
+        device.synchronize()
+        return median(device.us_between(*pair) for pair in marks)
 
-    def profile(self, call: Callable[[], object], iterations: int = 5) -> list[list[Launch]]:
-        """What each of `iterations` calls ran on the GPU, by torch.profiler."""
+    def host_us(self, call: Call, iterations: int) -> list[float]:
+        """Microseconds of the host until the call returns, called on an idle device."""
+        device, times = self.device, []
+        for _ in range(iterations):
+            device.synchronize()
+            start = device.host_us()
+            call()
+            times.append(device.host_us() - start)
+        device.synchronize()
+        return times
+
+    def cold(self, calls: Sequence[Call], rounds: Sequence[int]) -> list[ColdTimes]:
+        """Times of each call with a cold L2 cache and its launches hidden.
+
+        The calls take turns, so that what changes over time (clocks, temperature) meets all of
+        them; call i does so in the first rounds[i] rounds. After each the device rests.
+        """
+        spins = [min(HIDING * min(self.host_us(call, 2)), LONGEST_SPIN_US) for call in calls]
+        times: list[list[float]] = [[] for _ in calls]
+        hidden = [True] * len(calls)
+        for turn in range(max(rounds, default=0)):
+            for i, call in enumerate(calls):
+                if turn >= rounds[i]:
+                    continue
+                us, ahead = self._cold_once(call, spins[i])
+                while hidden[i] and not ahead:
+                    longer = LONGER * spins[i]
+                    hidden[i] = longer <= LONGEST_SPIN_US
+                    spins[i] = longer if hidden[i] else 0.0
+                    us, ahead = self._cold_once(call, spins[i])
+                times[i].append(us)
+                self.device.rest(min(REST * us, LONGEST_REST_US))
+        return [ColdTimes(*each) for each in zip(times, hidden, strict=True)]
+
+    def rounds_in(self, budget_us: float, us: float, most: int) -> int:
+        """How many rounds of `cold` a call of about `us` gets in that time, one at least."""
+        return max(1, min(most, int(budget_us / (us + min(REST * us, LONGEST_REST_US)))))
+
+    def _cold_once(self, call: Call, spin_us: float) -> tuple[float, bool]:
+        """Microseconds of a call, and whether the host was ahead of the device all the time."""
+        device = self.device
+        device.clear_cache()
+        device.spin(spin_us)
+        start = device.mark()
         call()
-        torch.cuda.synchronize()
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
-            for _ in range(iterations):
-                self._mark()
-                call()
-            self._mark()
-            torch.cuda.synchronize()
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "trace.json"
-            profiler.export_chrome_trace(str(path))
-            return launches_by_call(json.loads(path.read_text(encoding="utf-8")))
+        end = device.mark()
+        ahead = not device.reached(start)
+        device.synchronize()
+        return device.us_between(start, end), ahead
 
-    def _mark(self) -> None:
-        self._cache.zero_()
-        torch.cuda.synchronize()
-        torch.cuda._sleep(1)
-
-
-def launches_by_call(trace: dict) -> list[list[Launch]]:
-    """Cut a Chrome trace at the markers: what ran after each but the last, in order of start.
-
-    The last launch before a marker is the clearing of the cache for the next call.
-    Raises ValueError if the trace has no call.
-    """
-    work = [event for event in trace["traceEvents"] if event.get("cat") in GPU_WORK]
-    work.sort(key=lambda event: event["ts"])
-    marks = [i for i, event in enumerate(work) if MARKER in event["name"]]
-    if len(marks) < 2:
-        raise ValueError(
-            f"profile: expected 2 or more markers ({MARKER}) among {len(work)} launches on the "
-            f"GPU, got {len(marks)}: may this process use CUPTI?"
+    def sustained(self, call: Call, calls: int) -> Sustained:
+        """Mean time of `calls` calls without a pause, and what the sensors say at their end."""
+        device, readings = self.device, []
+        device.synchronize()
+        start = device.mark()
+        for _ in range(calls):
+            call()
+        end = device.mark()
+        for _ in range(READINGS):
+            call()  # while it runs: the clock, and the power even more, change at once in a pause
+            readings.append(device.sensors())
+        device.synchronize()
+        told = [reading for reading in readings if reading]
+        return Sustained(
+            device.us_between(start, end) / calls,
+            fmean(reading.sm_mhz for reading in told) if told else None,
+            fmean(reading.watts for reading in told) if told else None,
         )
-    calls = []
-    for begin, end in zip(marks, marks[1:]):
-        launches, busy_until = [], 0.0
-        for event in work[begin + 1 : end - 1]:
-            start, stop = event["ts"], event["ts"] + event["dur"]
-            launches.append(Launch(event["name"], max(0.0, stop - max(start, busy_until))))
-            busy_until = max(busy_until, stop)
-        calls.append(launches)
-    return calls

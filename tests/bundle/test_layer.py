@@ -1,0 +1,192 @@
+"""Whole-layer times, on a device that computes nothing and a layer small enough for the CPU."""
+
+import layer
+import pytest
+import torch
+from bundle.comparison.floor import Gpu
+from bundle.paths import ROOT, BadInput
+from bundle.probes import layer as probe_module
+from bundle.probes.cases import ROUTINGS, Case, Solution, routed_case
+from bundle.probes.layer import LayerProbe
+from bundle.probes.layer_sheets import layer_sheets, ratio_to_best_other
+from bundle.probes.profiler import ProfiledCall
+from bundle.probes.reports import LayerReport, LayerRow
+from bundle.probes.timer import Timer
+from fake_device import FakeDevice
+from report_factory import complete
+from toy_reference import toy_definition, toy_inputs
+
+NAMES = ("good", "waits", "wrong", "lazy", "raises")
+
+
+class Maker:
+    definition = toy_definition(ROOT)
+
+    def of(self, case: Case) -> dict:
+        return toy_inputs(case.seq_len)
+
+
+@pytest.fixture(scope="module")
+def device():
+    return FakeDevice()
+
+
+@pytest.fixture(scope="module")
+def rows(device):
+    """The rows of one case, with solutions of all kinds."""
+
+    def profile(calls, iterations):
+        for call in calls:
+            call()
+        return [[ProfiledCall([], 42.0)] * iterations for _ in calls]
+
+    solutions = []
+    probe = LayerProbe(Timer(device), Maker(), solutions, row_us=50_000)
+
+    right = probe.oracle(*toy_inputs(40).values())
+
+    def solution(name: str):
+        def run(*arguments) -> torch.Tensor:
+            device.host += 100
+            device.work(300)
+            if name == "waits":
+                device.wait()
+                device.work(300)
+            if name == "raises":
+                raise RuntimeError("boom\nand a long story")
+            result = right.clone()
+            if name == "wrong":
+                result *= 1.2
+            if name == "lazy":
+                result[3] = float("nan")
+            return result
+
+        return Solution(name, run, returns_output=True)
+
+    solutions += map(solution, NAMES)
+    case = Case("T=40", "some-uuid", 40, 8, 2.5, None)
+    empty = [
+        LayerRow(solution=name, uuid=case.uuid, workload=case.name, routing="workload", seq_len=40)
+        for name in NAMES
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(probe_module, "profile", profile)
+        return {row.solution: row for row in probe.measure(case, empty)}
+
+
+def test_a_solution_is_checked_and_timed_in_every_way(rows, device):
+    row = rows["good"]
+    assert row.error is None and row.relative_error == 0.0
+    assert row.cold_us == 300 and row.spread_us == 0 and row.hidden
+    assert row.sustained_us == pytest.approx(300, abs=10)
+    assert row.graph_us == 30 and row.not_captured is None
+    assert row.return_us == 100 + device.launch_us
+    assert row.first_launch_us == 42.0
+    assert row.pairs >= row.largest_load > 0 and 0 < row.active_experts <= 8
+
+
+def test_a_solution_that_waits_has_no_graph_and_says_so(rows):
+    row = rows["waits"]
+    assert not row.hidden and row.cold_us > 600
+    assert row.graph_us is None and row.not_captured == "a waiting call cannot be captured"
+
+
+@pytest.mark.parametrize(
+    "name, wording",
+    [
+        ("wrong", "output: relative error 0.2, expected 0.1 at most"),
+        ("lazy", "output: expected numbers, got NaN in 1 of 40 rows"),
+        ("raises", "RuntimeError: boom"),
+    ],
+)
+def test_a_wrong_result_is_a_failure_and_has_no_time(rows, name, wording):
+    assert wording in rows[name].error and rows[name].cold_us is None
+
+
+def test_every_solution_ran_beside_the_failing_ones(rows):
+    assert [name for name in NAMES if rows[name].error is None] == ["good", "waits"]
+
+
+def report_of(*times: tuple[str, str, float | None]) -> LayerReport:
+    made = [
+        LayerRow(
+            solution=solution, uuid=workload, workload=workload, routing="workload", seq_len=1,
+            active_experts=2, pairs=8, cold_us=us, error=None if us else "RuntimeError: boom",
+        )
+        for workload, solution, us in times
+    ]  # fmt: skip
+    return complete(LayerReport, made)
+
+
+def test_sheets_show_times_the_floor_and_ratios_to_the_best_other():
+    report = report_of(
+        ("T=1", "a", 50.0), ("T=1", "b", 100.0), ("T=7", "a", 80.0), ("T=7", "b", None)
+    )
+    times, ratios = layer_sheets(report, Gpu(4.0, 1000.0, "given"))
+    texts = [[entry.text for entry in line] for line in times.rows]
+    floor = f"{2 * 3 * 2048 * 7168 / 4e6:,.1f}"
+    assert texts == [
+        ["T=1", "2", "8", floor, "50.0", "100.0"],
+        ["T=7", "2", "8", floor, "80.0", "failed"],
+    ]
+    assert [[e.text for e in line] for line in ratios.rows] == [
+        ["T=1", "0.500", "2.000"],
+        ["T=7", "-", "-"],
+    ]
+
+
+def test_a_report_of_failures_only_has_no_tables():
+    assert layer_sheets(report_of(("T=1", "a", None)), None) == []
+
+
+def test_the_ratio_needs_another_solution():
+    (row,) = report_of(("T=1", "a", 50.0)).rows
+    assert ratio_to_best_other(row, [row]) is None
+
+
+@pytest.mark.parametrize("routing", ROUTINGS)
+@pytest.mark.parametrize("seq_len", [1, 64])
+def test_routings_do_what_their_names_say(routing, seq_len):
+    case = routed_case(routing, seq_len)
+    loads = case.loads()
+    assert case.seq_len == seq_len and case.uuid != routed_case(routing, seq_len + 1).uuid
+    if routing == "all-local":
+        assert sum(loads) == 8 * seq_len
+    if routing == "few-experts":
+        assert loads == [seq_len] * 4 + [0] * 28
+    if seq_len == 64 and routing == "uniform":
+        assert 1 / 16 < sum(loads) / (8 * seq_len) < 1 / 4 and max(loads) < 12
+    if seq_len == 64 and routing == "skewed":
+        assert max(loads) > 4 * sum(loads) / 32
+
+
+@pytest.mark.parametrize(
+    "arguments, wording",
+    [
+        (["--routing", "uniform"], "--routing and --seq-len only work together"),
+        (["--seq-len", "1,x", "--routing", "uniform"], "expected numbers, got '1,x'"),
+        (["--routing", "odd", "--seq-len", "1"], "invalid choice: 'odd'"),
+        (["--routing", "skewed", "--seq-len", "1", "--workloads", "58"], "--workloads does not go"),
+        (["--budget", "0"], "--budget: expected a positive number, got 0.0"),
+    ],
+)
+def test_bad_options_are_refused(arguments, wording, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        layer.parse_arguments(arguments)
+    assert wording in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seq_len", ["0", "65537"])
+def test_seq_lens_out_of_range_are_refused(seq_len):
+    options = layer.parse_arguments(["--routing", "uniform", "--seq-len", seq_len])
+    with pytest.raises(BadInput, match=f"--seq-len: expected 1 to 65536, got {seq_len}"):
+        layer.chosen_cases(options)
+
+
+def test_cases_are_the_tables_or_made():
+    options = layer.parse_arguments(["--routing", "uniform", "skewed", "--seq-len", "1,128"])
+    assert [case.name for _, case in layer.chosen_cases(options)] == [
+        "uniform T=1", "uniform T=128", "skewed T=1", "skewed T=128",
+    ]  # fmt: skip
+    options = layer.parse_arguments(["--workloads", "901"])
+    assert [(r, case.name) for r, case in layer.chosen_cases(options)] == [("workload", "T=901")]
