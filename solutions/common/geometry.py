@@ -37,11 +37,13 @@ DEEPSEEK_V3_EP8 = Geometry(
 )
 
 
-def max_rows(geometry: Geometry, num_tokens: int, row_alignment: int = 1) -> int:
-    """Most rows there can be, when all of a token's experts are local.
+def max_rows(geometry: Geometry, num_tokens: int) -> int:
+    """Most rows there can be: all of a token's experts are local."""
+    return num_tokens * min(geometry.top_k, geometry.num_local_experts)
 
-    With a row_alignment, the gaps are counted that let each expert begin at a multiple of it.
-    """
-    rows = num_tokens * min(geometry.top_k, geometry.num_local_experts)
+
+def max_aligned_rows(geometry: Geometry, num_tokens: int, row_alignment: int) -> int:
+    """As `max_rows`, with the gaps that let each expert begin at a multiple of row_alignment."""
+    rows = max_rows(geometry, num_tokens)
     gaps = min(rows, geometry.num_local_experts) * (row_alignment - 1)
     return (rows + gaps) // row_alignment * row_alignment

@@ -13,7 +13,7 @@ import torch
 from triton import knobs
 
 from ..common.arguments import check_arguments
-from ..common.geometry import DEEPSEEK_V3_EP8, Geometry, max_rows
+from ..common.geometry import DEEPSEEK_V3_EP8, Geometry, max_aligned_rows
 from ..common.triton_stages.combine import combine
 from ..common.triton_stages.routing import route, routing_buffers
 from ..common.workspace import Workspace
@@ -33,7 +33,7 @@ def row_alignment_for(num_tokens: int) -> int:
 def _workspace(geometry: Geometry, num_tokens: int, row_alignment: int) -> Workspace:
     """The routing's buffers, then x, x_scale, up_gate, act, act_scale and y."""
     h, i, block = geometry.hidden_size, geometry.intermediate_size, geometry.block
-    rows = max_rows(geometry, num_tokens, row_alignment)
+    rows = max_aligned_rows(geometry, num_tokens, row_alignment)
     return Workspace(
         *routing_buffers(geometry, num_tokens, row_alignment=row_alignment),
         (_FP8, rows, h),

@@ -14,7 +14,7 @@ import torch
 from deepgemm_standin import HAS_DEEP_GEMM
 from layers import DEVICE, REFERENCE, TOY, assert_close, call, inputs, routed_to, with_deep_gemm
 
-from solutions.common.geometry import DEEPSEEK_V3_EP8, max_rows
+from solutions.common.geometry import DEEPSEEK_V3_EP8, max_aligned_rows
 from solutions.common.triton_stages.routing import route, routing_buffers
 from solutions.common.workspace import Workspace
 from solutions.deepgemm_moe import grouped_gemms
@@ -32,7 +32,7 @@ def test_operands_of_the_gemms(row_alignment):
     arguments = inputs(9)
     call(with_deep_gemm(row_alignment), arguments)
     gemm1, gemm2 = deepgemm_standin.calls
-    rows = max_rows(TOY, 9, row_alignment)
+    rows = max_aligned_rows(TOY, 9, row_alignment)
     h, i = TOY.hidden_size, TOY.intermediate_size
     for given, weights, n, k in (
         (gemm1, "gemm1_weights", 2 * i, h),
@@ -69,7 +69,7 @@ def test_experts_begin_at_multiples():
     )
     previous = spread.expert_offsets[:-1]
     assert torch.equal(starts, (previous + row_alignment - 1) // row_alignment * row_alignment)
-    assert ends[-1] <= max_rows(TOY, num_tokens, row_alignment)
+    assert ends[-1] <= max_aligned_rows(TOY, num_tokens, row_alignment)
     for expert in range(TOY.num_local_experts):
         theirs = slice(plain.expert_offsets[expert], plain.expert_offsets[expert + 1])
         ours = slice(starts[expert], ends[expert])
@@ -87,7 +87,7 @@ def test_buffers_hold_the_worst_case(num_tokens, row_alignment):
     """No distribution of the pairs over the experts needs more rows than there are."""
     g = DEEPSEEK_V3_EP8
     pairs = num_tokens * g.top_k
-    rows = max_rows(g, num_tokens, row_alignment)
+    rows = max_aligned_rows(g, num_tokens, row_alignment)
     assert rows % row_alignment == 0 and rows >= pairs
     for active in range(g.top_k, min(g.num_local_experts, pairs) + 1):
         # as many experts as possible get one row more than whole tiles

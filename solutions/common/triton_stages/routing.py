@@ -18,7 +18,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..geometry import Geometry, max_rows
+from ..geometry import Geometry, max_aligned_rows
 from .launch import Launcher
 
 
@@ -327,7 +327,7 @@ def routing_buffers(
     geometry: Geometry, num_tokens: int, num_counters: int = 0, row_alignment: int = 1
 ) -> tuple:
     """Buffers that `route` needs, for a Workspace: the fields of Routing, then scratch."""
-    rows = max_rows(geometry, num_tokens, row_alignment)
+    rows = max_aligned_rows(geometry, num_tokens, row_alignment)
     experts = geometry.num_local_experts
     return (
         (_INT, experts + 1),
