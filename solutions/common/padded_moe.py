@@ -45,7 +45,7 @@ class Padding(Protocol):
         """[E, max_m, N] -> [rows, N]."""
 
 
-# gemm(a, a_scale, b, b_scale, expert_offsets) -> c, as in cutedsl/sm90/padded_gemm.py
+# gemm(a, a_scale, b, b_scale, expert_offsets) -> c, as in cutedsl/padded_operands.py
 Gemm = Callable[..., torch.Tensor]
 
 

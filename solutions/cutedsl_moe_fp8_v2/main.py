@@ -1,7 +1,7 @@
 """MoE layer in stages with a padded grouped GEMM in CuTe DSL; padding by index."""
 
 from ..common.arguments import check_arguments
-from ..common.cutedsl.sm90.padded_gemm import padded_gemm
+from ..common.cutedsl.padded_gemm import padded_gemm
 from ..common.geometry import DEEPSEEK_V3_EP8
 from ..common.padded_moe import moe
 from .padding import IndexPadding

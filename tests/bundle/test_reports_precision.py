@@ -202,7 +202,7 @@ def test_padding_for_the_cutedsl_kernel_comes_off_again(monkeypatch):
         return torch.einsum("emk,enk->emn", a.float() * scale, torch.stack(weights)).bfloat16()
 
     module = SimpleNamespace(padded_gemm=padded_gemm)
-    monkeypatch.setitem(sys.modules, "solutions.common.cutedsl.sm90.padded_gemm", module)
+    monkeypatch.setitem(sys.modules, "solutions.common.cutedsl.padded_gemm", module)
     kernel = next(kernel for kernel in kernels() if kernel.name == "cutedsl_padded_gemm")
     result = kernel.extract(problem, kernel.make(problem)())
     assert result.shape == (9, 256) and relative_error(problem, result) < 5e-3

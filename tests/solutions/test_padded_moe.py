@@ -34,7 +34,7 @@ def gemm():
     if DEVICE == "cpu":
         return torch_gemm
     pytest.importorskip("cutlass")
-    from solutions.common.cutedsl.sm90.padded_gemm import padded_gemm
+    from solutions.common.cutedsl.padded_gemm import padded_gemm
 
     return padded_gemm
 

@@ -1,38 +1,41 @@
-"""Compile the padded GEMM's tiles for sm_90a; one JSON line of facts per tile.
+"""Compile the padded GEMM's tiles for sm_90a, or for the architecture that the first argument
+names; one JSON line of facts per tile.
 
-Besides what the binary has, the accumulator's map (a row and a column of the tile for every
-thread's every value) and what the host hands to the driver, which a mock of the CUDA runtime takes.
+Besides what the binary has, what the host hands to the driver, which a mock of the CUDA runtime
+takes, and for sm_90a the accumulator's map (a row and a column of the tile for every thread's every
+value).
 """
 
 import json
 import os
+import sys
 import tempfile
 from pathlib import Path
 
 SCRATCH = tempfile.mkdtemp()
-os.environ.update(CUTE_DSL_ARCH="sm_90a", CUTE_DSL_DUMP_DIR=SCRATCH)
+ARCHITECTURE = sys.argv[1] if len(sys.argv) > 1 else "sm_90a"
+os.environ.update(CUTE_DSL_ARCH=ARCHITECTURE, CUTE_DSL_DUMP_DIR=SCRATCH)
 
 import cutlass.cute as cute  # noqa: E402
 from accumulator import places  # noqa: E402
 from mock_cuda import MockRuntime  # noqa: E402
 from sass import fingerprints, inspect, resources  # noqa: E402
 
-from solutions.common.cutedsl.sm90.padded_gemm import (  # noqa: E402
-    CONSUMERS,
-    THREADS,
-    TILES,
-    PaddedGemmKernel,
-)
+from solutions.common.cutedsl.padded_gemm import KERNELS  # noqa: E402
 
-INSTRUCTIONS = r"\b(QGMMA|UTMALDG\.\dD|UTMASTG\.\dD|LDL|STL|WARPGROUP\.DEPBAR)"
+INSTRUCTIONS = {
+    "sm_90a": r"\b(QGMMA|UTMALDG\.\dD|UTMASTG\.\dD|LDL|STL|WARPGROUP\.DEPBAR)",
+    "sm_100a": r"\b(U(?:TCQMMA|TMALDG\.\dD)(?:\.2CTA)?|UTCBAR|UTMASTG\.\dD|LDTM|FFMA2|LDL|STL)",
+}
 EXPERTS, MAX_M, N, K = 5, 44, 384, 256
 POINTERS = [i << 32 for i in range(1, 7)]
 
 
 def main():
     os.chdir(SCRATCH)
-    for tile in TILES:
-        kernel = PaddedGemmKernel(tile, num_sms=132)
+    module = KERNELS[int(ARCHITECTURE.strip("sm_a"))]
+    for tile in module.TILES:
+        kernel = module.PaddedGemmKernel(tile, num_sms=132)
         compiled = kernel.compile(cute.KeepCUBIN)
         usage, sass = inspect(compiled.artifacts.CUBIN, Path(SCRATCH))
         launch = MockRuntime(compiled, Path(SCRATCH)).launch(
@@ -40,13 +43,14 @@ def main():
         )
         facts = {
             "tile": str(tile),
-            "threads": THREADS,
+            "threads": module.THREADS,
             "shared": kernel.shared.size_in_bytes(),
-            **resources(usage, sass, INSTRUCTIONS),
+            **resources(usage, sass, INSTRUCTIONS[ARCHITECTURE]),
             "code": fingerprints(compiled.artifacts.CUBIN, usage),
-            "accumulator": places(kernel.tiled_mma, CONSUMERS),
             "launch": launch,
         }
+        if ARCHITECTURE == "sm_90a":
+            facts["accumulator"] = places(kernel.tiled_mma, module.CONSUMERS)
         print(json.dumps(facts))
 
 

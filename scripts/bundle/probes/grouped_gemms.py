@@ -218,7 +218,7 @@ def _batch(problem: Problem) -> list[int]:
 
 def cutedsl_padded(problem: Problem) -> Launch:
     """The kernel of cutedsl_moe_fp8_v1 and _v2; padding is not part of its time."""
-    from solutions.common.cutedsl.sm90.padded_gemm import padded_gemm
+    from solutions.common.cutedsl.padded_gemm import padded_gemm
 
     experts, _, k = problem.b.shape
     a, a_scale = problem.spread(_batch(problem))

@@ -47,6 +47,9 @@ class Ring:
     def full_barrier(self, state: PipelineState) -> cute.Pointer:
         return self.barriers + state.index
 
+    def empty_barrier(self, state: PipelineState) -> cute.Pointer:
+        return self.barriers + self.slots + state.index
+
     def wait(self, state: PipelineState) -> None:
         """Reader: wait until the slot has been filled."""
         cute.arch.mbarrier_wait(self.barriers + state.index, state.phase)

@@ -1,11 +1,4 @@
-"""Grouped FP8 GEMM on a padded batch: c[e, m] = sum over k of a[e, m, k] * b[e, n, k], scaled.
-
-Global tensors (row-major, last dimension fastest; offsets give expert e its first
-rows(e) = offsets[e + 1] - offsets[e] rows, the others are neither needed nor defined):
-  a [E, max_m, K] e4m3          a_scale [K/128, E, max_m] fp32
-  b [E, N, K] e4m3              b_scale [E, N/128, K/128] fp32
-  offsets [E + 1] int32         c [E, max_m, N] bf16
-E <= 32; N and K are multiples of 128, max_m is one of 4 (TMA wants strides of 16 bytes).
+"""The grouped FP8 GEMM on a padded batch (`padded_operands`) for Hopper.
 
 A persistent block walks the tiles that have rows: number blockIdx, then every gridDim-th. Warp 0
 brings a, a_scale and b by TMA, two consumer warpgroups multiply. They share the tile's rows, or
@@ -23,12 +16,10 @@ consumer: its share of the tile in fp32 (32 to 128), a partial sum (at most 64),
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import cuda.bindings.driver as cuda
 import cutlass
 import cutlass.cute as cute
-import torch
 from cutlass import BFloat16, Float8E4M3FN, Float32, Int32, Int64
 from cutlass.cute.nvgpu import OperandMajorMode, cpasync, warpgroup
 from cutlass.pipeline import NamedBarrier
@@ -37,17 +28,26 @@ from cutlass.utils.hopper_helpers import make_trivial_tiled_mma
 
 from ..compilation import compile_launch
 from ..device import vector
+from ..padded_operands import (
+    BLOCK,
+    MAX_EXPERTS,
+    POINTERS,
+    partition,
+    slot_layout,
+    store_chunk,
+    swizzle,
+    swizzled,
+    tma_tensors,
+)
 from ..ring import Ring, consumer_state, producer_state
 from ..tile_scheduler import GEMM1, Tile, TileList
 
-BLOCK = 128  # columns of a slot, and the edge of a scale block
 WARPGROUP_ROWS = 64
 CONSUMERS = 2  # warpgroups
 THREADS = 128 * (1 + CONSUMERS)
 # 384 threads start with 168 registers each; 40 + 2 * 232 = 3 * 168: asking for more would hang
 PRODUCER_REGISTERS = 40
 CONSUMER_REGISTERS = 232
-MAX_EXPERTS = 32  # TileList spreads the experts over a warp
 
 
 @dataclass(frozen=True)
@@ -109,15 +109,8 @@ def tile_for(experts: int, max_m: int, n: int, num_sms: int) -> GemmTile:
     return TILES[-1]
 
 
-def store_chunk(row, chunk, chunks: int):
-    """Where the swizzle puts 16-byte chunk number `chunk` of a row that has `chunks` of them."""
-    return chunk ^ (row * chunks // 8 % chunks)
-
-
 class PaddedGemmKernel:
     """See the module's docstring."""
-
-    POINTERS = (Float8E4M3FN, Float32, Float8E4M3FN, Float32, Int32, BFloat16)
 
     def __init__(self, tile: GemmTile, num_sms: int):
         self.tile = tile
@@ -125,7 +118,7 @@ class PaddedGemmKernel:
 
     def compile(self, *decorators, options: str = ""):
         """Compile for all sizes; the result takes addresses and sizes as plain integers."""
-        return compile_launch(self, self.POINTERS, [Int32(1)] * 4, decorators, options)
+        return compile_launch(self, POINTERS, [Int32(1)] * 4, decorators, options)
 
     def tiled_mma(self) -> cute.TiledMma:
         """Both warpgroups' wgmma for 32 columns of K."""
@@ -151,34 +144,22 @@ class PaddedGemmKernel:
         stream: cuda.CUstream,
     ):
         t = self.tile
-        max_m4 = cute.assume(Int64(max_m), divby=4)
-        n128, k128 = (cute.assume(Int64(size), divby=BLOCK) for size in (n, k))
-        a_tensor = cute.make_tensor(
-            a, cute.make_layout((max_m, k, experts), stride=(k128, 1, max_m4 * k128))
-        )
-        scale_tensor = cute.make_tensor(
-            a_scale,
-            cute.make_layout((max_m, experts, k // BLOCK), stride=(1, max_m4, max_m4 * experts)),
-        )
-        b_tensor = cute.make_tensor(
-            b, cute.make_layout((n, k, experts), stride=(k128, 1, n128 * k128))
-        )
-        c_tensor = cute.make_tensor(
-            c, cute.make_layout((max_m, n, experts), stride=(n128, 1, max_m4 * n128))
+        a_tensor, scale_tensor, b_tensor, c_tensor = tma_tensors(
+            a, a_scale, b, c, experts, max_m, n, k
         )
         load, store = cpasync.CopyBulkTensorTileG2SOp(), cpasync.CopyBulkTensorTileS2GOp()
         operands = [
             cpasync.make_tiled_tma_atom(
-                load, a_tensor, _swizzled(t.rows, BLOCK, 8), (t.rows, BLOCK)
+                load, a_tensor, swizzled(t.rows, BLOCK, 8), (t.rows, BLOCK)
             ),
             cpasync.make_tiled_tma_atom(load, scale_tensor, cute.make_layout(t.rows), (t.rows,)),
             cpasync.make_tiled_tma_atom(
-                load, b_tensor, _swizzled(t.columns, BLOCK, 8), (t.columns, BLOCK)
+                load, b_tensor, swizzled(t.columns, BLOCK, 8), (t.columns, BLOCK)
             ),
             cpasync.make_tiled_tma_atom(
                 store,
                 c_tensor,
-                _swizzled(WARPGROUP_ROWS, t.box_columns, t.box_columns // 8),
+                swizzled(WARPGROUP_ROWS, t.box_columns, t.box_columns // 8),
                 (WARPGROUP_ROWS, t.box_columns),
             ),
         ]
@@ -260,17 +241,16 @@ class PaddedGemmKernel:
     ):  # fmt: skip
         """Keep the ring filled with the slots of this block's tiles."""
         t = self.tile
-        swizzle = cute.make_swizzle(3, 4, 3)
-        smem_a = shared.a.get_tensor(_slots(t.rows, t.stages), swizzle=swizzle)
-        smem_b = shared.b.get_tensor(_slots(t.columns, t.stages), swizzle=swizzle)
+        smem_a = shared.a.get_tensor(slot_layout(t.rows, t.stages), swizzle=swizzle(8))
+        smem_b = shared.b.get_tensor(slot_layout(t.columns, t.stages), swizzle=swizzle(8))
         smem_scale = shared.a_scale.get_tensor(cute.make_layout((t.rows, t.stages)))
         # (box, row tile, column block, expert); for the scales (box, row tile, expert, block)
         gmem_a = cute.local_tile(a, (t.rows, BLOCK), (None, None, None))
         gmem_b = cute.local_tile(b, (t.columns, BLOCK), (None, None, None))
         gmem_scale = cute.local_tile(a_scale, (t.rows,), (None, None, None))
-        to_a, from_a = _partition(load_a, smem_a, gmem_a, 2)
-        to_b, from_b = _partition(load_b, smem_b, gmem_b, 2)
-        to_scale, from_scale = _partition(load_scale, smem_scale, gmem_scale, 1)
+        to_a, from_a = partition(load_a, smem_a, gmem_a, 2)
+        to_b, from_b = partition(load_b, smem_b, gmem_b, 2)
+        to_scale, from_scale = partition(load_scale, smem_scale, gmem_scale, 1)
         state = producer_state(t.stages)
         index, _, _ = cute.arch.block_idx()
         tile = tiles.tile(index)
@@ -311,11 +291,12 @@ class PaddedGemmKernel:
     ):  # fmt: skip
         """Multiply, promote and store every tile."""
         t = self.tile
-        swizzle = cute.make_swizzle(3, 4, 3)
-        smem_a = shared.a.get_tensor(_slots(t.rows, t.stages), swizzle=swizzle)
+        smem_a = shared.a.get_tensor(slot_layout(t.rows, t.stages), swizzle=swizzle(8))
         # one after the other, the parts of all slots that are multiplied at once
         width = t.mma_columns * CONSUMERS // t.row_groups
-        smem_b = shared.b.get_tensor(_slots(width, t.columns // width * t.stages), swizzle=swizzle)
+        smem_b = shared.b.get_tensor(
+            slot_layout(width, t.columns // width * t.stages), swizzle=swizzle(8)
+        )
         group = cute.arch.make_warp_uniform(thread // 128)
         slice_ = tiled_mma.get_slice(group * 128)
         a = tiled_mma.make_fragment_A(slice_.partition_A(smem_a))
@@ -418,11 +399,11 @@ class PaddedGemmKernel:
         size = WARPGROUP_ROWS * width
         memory = shared.c.data_ptr() + group * (t.boxes * size)
         boxes = cute.make_tensor(
-            cute.recast_ptr(memory, _swizzle(chunks)),
+            cute.recast_ptr(memory, swizzle(chunks)),
             cute.make_layout((WARPGROUP_ROWS, width, t.boxes), stride=(width, 1, size)),
         )
         tiles = cute.local_tile(c, (WARPGROUP_ROWS, width), (None, None, None))
-        source, target = _partition(store_c, boxes, tiles, 2)
+        source, target = partition(store_c, boxes, tiles, 2)
         for box in cutlass.range_constexpr(t.group_columns // width):
             if warp == 0:  # the box's last store has read it
                 cute.arch.cp_async_bulk_wait_group(t.boxes - 1, read=True)
@@ -449,59 +430,3 @@ class PaddedGemmKernel:
                         target[None, row // WARPGROUP_ROWS, column // width + box, expert],
                     )  # fmt: skip
                     cute.arch.cp_async_bulk_commit_group()
-
-
-def _swizzle(chunks: int) -> cute.Swizzle:
-    """Swizzle of rows of `chunks` 16-byte chunks, as TMA and wgmma know it."""
-    return cute.make_swizzle(chunks.bit_length() - 1, 4, 3)
-
-
-def _swizzled(rows: int, columns: int, chunks: int) -> cute.ComposedLayout:
-    return cute.make_composed_layout(
-        _swizzle(chunks), 0, cute.make_layout((rows, columns), stride=(columns, 1))
-    )
-
-
-def _slots(rows: int, slots: int) -> cute.Layout:
-    return cute.make_layout((rows, BLOCK, slots), stride=(BLOCK, 1, rows * BLOCK))
-
-
-def _partition(atom, smem, gmem, modes: int) -> tuple:
-    """Both sides of a TMA copy whose box is the tensors' first `modes` modes."""
-    return cpasync.tma_partition(
-        atom, 0, cute.make_layout(1), cute.group_modes(smem, 0, modes),
-        cute.group_modes(gmem, 0, modes),
-    )  # fmt: skip
-
-
-@lru_cache
-def _num_sms(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count
-
-
-@lru_cache
-def _compiled(tile: GemmTile, device: torch.device):
-    # TVM-FFI: a call costs a few microseconds of host time instead of tens
-    return PaddedGemmKernel(tile, _num_sms(device)).compile(options="--enable-tvm-ffi")
-
-
-def padded_gemm(a, a_scale, b, b_scale, offsets, tile: GemmTile | None = None) -> torch.Tensor:
-    """c [E, max_m, N] bf16 of the module's docstring, on a's device and its current stream.
-
-    The arguments are contiguous CUDA tensors. tile: by default, that of `tile_for`.
-    Raises ValueError for more than 32 experts or a size that is no multiple of what it must be.
-    """
-    experts, max_m, k = a.shape
-    n = b.shape[1]
-    if experts > MAX_EXPERTS:
-        raise ValueError(f"a: expected at most {MAX_EXPERTS} experts, got {experts}")
-    for name, size, multiple in (("max_m", max_m, 4), ("N", n, BLOCK), ("K", k, BLOCK)):
-        if size % multiple:
-            raise ValueError(f"{name}: expected a multiple of {multiple}, got {size}")
-    c = torch.empty(experts, max_m, n, dtype=torch.bfloat16, device=a.device)
-    tile = tile or tile_for(experts, max_m, n, _num_sms(a.device))
-    _compiled(tile, a.device)(
-        a.data_ptr(), a_scale.data_ptr(), b.data_ptr(), b_scale.data_ptr(), offsets.data_ptr(),
-        c.data_ptr(), experts, max_m, n, k, torch.cuda.current_stream(a.device).cuda_stream,
-    )  # fmt: skip
-    return c

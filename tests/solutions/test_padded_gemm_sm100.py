@@ -1,0 +1,105 @@
+"""The padded grouped GEMM for Blackwell: what its tiles compile to, without a GPU."""
+
+import shutil
+
+import pytest
+from child import facts_of
+
+pytest.importorskip("cutlass")
+from solutions.common.cutedsl.padded_gemm import KERNELS  # noqa: E402
+from solutions.common.cutedsl.sm100 import padded_gemm as gemm  # noqa: E402
+from solutions.common.cutedsl.sm100 import tmem  # noqa: E402
+from solutions.common.cutedsl.sm100.padded_gemm import TILES, GemmTile, tile_for  # noqa: E402
+
+SHARED_LIMIT = 232_448  # bytes a block may use on sm_100
+EXPERTS, MAX_M, N, K = 5, 44, 384, 256  # of compile_padded_gemm.py
+tiles = pytest.mark.parametrize("tile", TILES, ids=lambda tile: f"{tile.rows}x{tile.columns}")
+
+
+@pytest.fixture(scope="module")
+def kernels():
+    if shutil.which("cc") is None:
+        pytest.skip("needs a C compiler for the mock of the CUDA runtime")
+    facts = facts_of("compile_padded_gemm.py", "sm_100a")
+    assert [fact["tile"] for fact in facts] == [str(tile) for tile in TILES]
+    return dict(zip(TILES, facts))
+
+
+def test_both_architectures_have_as_many_tiles():
+    """The tests on a GPU count them."""
+    assert len(KERNELS[90].TILES) == len(KERNELS[100].TILES)
+
+
+@tiles
+def test_resources(kernels, tile):
+    kernel = kernels[tile]
+    assert kernel["shared"] <= SHARED_LIMIT and kernel["stack"] == 0
+    assert kernel["registers"] == 168 and kernel["threads"] == gemm.THREADS == 384
+    # what setmaxnreg shares out, in steps of 8
+    shares = gemm.OTHER_REGISTERS, *[gemm.PROMOTING_REGISTERS] * gemm.HALVES
+    assert sum(shares) <= 3 * 168 and all(share % 8 == 0 for share in shares)
+
+
+@tiles
+def test_rings(tile):
+    """Two partial sums at least; scales of the slots and partial sums in flight and of one more."""
+    columns = tile.sums * tile.columns
+    assert tile.sums >= 2 and 32 <= columns <= tmem.COLUMNS and columns & (columns - 1) == 0
+    assert gemm.SCALE_SLOTS > tile.stages + tile.sums
+
+
+@tiles
+def test_instructions(kernels, tile):
+    count = kernels[tile]["instructions"]
+    pair = ".2CTA" if tile.blocks == 2 else ""
+    scales = 0 if pair else 1  # these go to the block's own barrier
+    assert count["UTCQMMA" + pair] == 4 and count["UTCBAR"] == 2
+    assert count["UTMALDG.3D" + pair] == 2 + scales and count["UTMALDG.3D"] == 1 + 2 * scales
+    assert count["UTMASTG.3D"] == tile.half_columns // tile.box_columns
+    assert count["LDTM"] == tile.half_columns // gemm.CHUNK
+    assert count["FFMA2"] == tile.half_columns // 2
+    assert "LDL" not in count and "STL" not in count
+
+
+@tiles
+def test_launch(kernels, tile):
+    """Grid, block, shared memory and the TMA descriptors' address, sizes, strides and boxes."""
+    launch = kernels[tile]["launch"]
+    assert launch["grid"] == [132, 1, 1] and launch["cluster"] == [tile.blocks, 1, 1]
+    assert launch["block"] == [gemm.THREADS, 1, 1]
+    assert launch["shared"] == kernels[tile]["shared"]
+    expected = (  # pointer, sizes, strides in bytes, box
+        (1, (K, MAX_M, EXPERTS), (K, MAX_M * K), (128, 128)),
+        (2, (MAX_M, EXPERTS, K // 128), (4 * MAX_M, 4 * MAX_M * EXPERTS), (128, 1)),
+        (3, (K, N, EXPERTS), (K, N * K), (128, tile.columns // tile.blocks)),
+        (6, (N, MAX_M, EXPERTS), (2 * N, 2 * N * MAX_M), (tile.box_columns, 32)),
+    )
+    for words, (pointer, sizes, strides, box) in zip(launch["descriptors"], expected):
+        assert words[:2] == [0, pointer]  # compile_padded_gemm.py passes pointer << 32
+        assert words[3:5] == [stride // 16 for stride in strides]
+        assert words[8:11] == [size - 1 for size in sizes]
+        assert [words[13] >> 24, words[14]] == [size - 1 for size in box]
+
+
+@pytest.mark.parametrize(
+    "experts, max_m, n, blocks, columns",
+    [
+        (8, 512, 4096, 2, 256),
+        (1, 512, 4096, 2, 128),
+        (32, 64, 4096, 1, 128),
+        (1, 64, 4096, 1, 64),
+        (1, 4, 128, 1, 64),
+    ],
+)
+def test_tile_choice(experts, max_m, n, blocks, columns):
+    """Pairs for much work; one block for few rows; narrow tiles to keep the GPU busy."""
+    tile = tile_for(experts, max_m, n, 148)
+    assert (tile.blocks, tile.columns) == (blocks, columns)
+
+
+@pytest.mark.parametrize(
+    "arguments, message", [((3, 64, 4), "blocks .* 3"), ((1, 512, 4), "columns .* 512")]
+)
+def test_bad_tile(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        GemmTile(*arguments)
