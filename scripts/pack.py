@@ -5,12 +5,16 @@ Each folder's files, and the files of solutions/common/ that they import, go int
 solutions/<name>/solution.json; with --into PATH, into a clone of the official dataset as
 PATH/solutions/<author>/<op_type>/<definition>/<name>.json. Every folder that packs is packed; the
 exit status is 1 if one does not, and 2 if an argument is wrong.
+
+With --apply NAME, one solution becomes a small dataset (in build/apply/NAME, or PATH) from which
+an engine substitutes it, by flashinfer_bench.apply or FlashInfer's trace_apply.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
+from bundle.dataset.engine import write_engine_dataset
 from bundle.dataset.loading import load_definition
 from bundle.dataset.packing import PACKED_FILE, pack_folders, pack_in_place, solution_folders
 from bundle.paths import ROOT, BadInput, check_root
@@ -22,16 +26,24 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="solutions to pack (all)")
+    parser.add_argument("--apply", metavar="NAME", help="the solution for an engine to apply")
     parser.add_argument(
-        "--into", type=Path, metavar="PATH", help="a clone of the dataset that has the definition"
+        "--into",
+        type=Path,
+        metavar="PATH",
+        help="a clone of the dataset that has the definition; with --apply, a new folder",
     )
     parser.add_argument(
         "--local", type=Path, default=ROOT, metavar="ROOT", help="the bundle (this one)"
     )
     arguments = parser.parse_args()
     try:
-        folders = _select(check_root(arguments.local), arguments.names)
-        if arguments.into:
+        names = [arguments.apply] if arguments.apply else arguments.names
+        folders = _select(check_root(arguments.local), names)
+        if arguments.apply:
+            into = arguments.into or arguments.local / "build" / "apply" / arguments.apply
+            written, problems = write_engine_dataset(folders[0], arguments.local, into), []
+        elif arguments.into:
             written, problems = _pack_into(folders, check_root(arguments.into))
         else:
             problems = pack_in_place(folders, arguments.local.resolve())
