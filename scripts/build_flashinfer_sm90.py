@@ -47,7 +47,7 @@ def main() -> int:
     ).parse_args()
     os.environ.setdefault("FLASHINFER_CUDA_ARCH_LIST", "9.0a")
     # FlashInfer calls ninja, which pip installs beside Python
-    os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     try:
         from flashinfer.jit import dsv3_optimizations, fused_moe
     except ModuleNotFoundError as error:

@@ -78,7 +78,7 @@ def code_of(tree: Path) -> dict[str, str]:
 
 
 def _run(*command: str, **options) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, **options)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, **options)
     if done.returncode:
         raise BadInput(f"{' '.join(command)}: exit code {done.returncode}\n{done.stderr[-3000:]}")
     return done.stdout

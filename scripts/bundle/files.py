@@ -1,6 +1,5 @@
 """Files that are replaced as a whole, and sections of them."""
 
-import os
 import tempfile
 from pathlib import Path
 
@@ -18,7 +17,7 @@ def replace_section(text: str, section: str, name: str = "results") -> str:
             f"expected {begin} once and {end} once after it, found {text.count(begin)} and "
             f"{text.count(end)}" + (" in the wrong order" if text.count(begin) else "")
         )
-    before, after = text.split(begin)[0], text.split(end)[1]
+    before, after = text.split(begin, maxsplit=1)[0], text.split(end)[1]
     return f"{before}{begin}\n{section.strip()}\n{end}{after}"
 
 
@@ -30,4 +29,4 @@ def write_whole(path: Path, text: str) -> None:
         unfinished = Path(folder) / path.name
         unfinished.write_text(text, encoding="utf-8")
         unfinished.chmod(mode)
-        os.replace(unfinished, path)
+        unfinished.replace(path)

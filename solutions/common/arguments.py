@@ -48,7 +48,8 @@ def check_arguments(geometry: Geometry, tensors: tuple, local_expert_offset: int
             f"routing_logits: expected shape [T, {geometry.num_experts}], got {list(logits.shape)}"
         )
     device = logits.device
-    for tensor, (name, shape, dtype) in zip(tensors, _layout(geometry, logits.shape[0])):
+    layout = _layout(geometry, logits.shape[0])
+    for tensor, (name, shape, dtype) in zip(tensors, layout, strict=True):
         if not isinstance(tensor, torch.Tensor):
             raise TypeError(f"{name}: expected a torch.Tensor, got {type(tensor).__name__}")
         if tensor.dtype is not dtype:

@@ -48,7 +48,7 @@ def run(
         return
     workspace, layer = _plan(num_tokens, device.index)
     # memory lives to the end of this function; whoever gets it next is behind us on the stream
-    memory, buffers = workspace.allocate(device)
+    _memory, buffers = workspace.allocate(device)
     layer(
         *[tensor.data_ptr() for tensor in inputs], *buffers, output.data_ptr(), num_tokens,
         offset, factor, torch._C._cuda_getCurrentRawStream(device.index),

@@ -17,8 +17,20 @@ _TAKES_OUTPUT = "output" in signature(trtllm_fp8_block_scale_moe).parameters
 _tuned = set()  # devices whose tile sizes have been measured in this process
 
 
-def _call(geometry: Geometry, logits, bias, hidden, hidden_scale, w1, w1_scale, w2, w2_scale,
-          offset: int, factor: float, output) -> None:
+def _call(
+    geometry: Geometry,
+    logits,
+    bias,
+    hidden,
+    hidden_scale,
+    w1,
+    w1_scale,
+    w2,
+    w2_scale,
+    offset: int,
+    factor: float,
+    output,
+) -> None:
     """One call of the library; names and defaults hold in FlashInfer 0.6.13 to 0.7.2."""
     result = trtllm_fp8_block_scale_moe(
         routing_logits=logits,
@@ -48,8 +60,20 @@ def _call(geometry: Geometry, logits, bias, hidden, hidden_scale, w1, w1_scale, 
         output.copy_(result if isinstance(result, torch.Tensor) else result[0])
 
 
-def moe(geometry: Geometry, logits, bias, hidden, hidden_scale, w1, w1_scale, w2, w2_scale,
-        offset: int, factor: float, output) -> None:
+def moe(
+    geometry: Geometry,
+    logits,
+    bias,
+    hidden,
+    hidden_scale,
+    w1,
+    w1_scale,
+    w2,
+    w2_scale,
+    offset: int,
+    factor: float,
+    output,
+) -> None:
     """The whole layer; see `run` for the arguments.
 
     The first call on a device measures the library's tile sizes for every power of two of tokens

@@ -53,8 +53,8 @@ def prepare_kernel(
     tl.store(dequantized_ptr + token * H + column, dequantized, mask=column < H)
     if tl.program_id(1) == 0:
         ids_ptr = topk_ids_ptr + token * TOP_K + tl.arange(0, TOP_K)
-        id = tl.load(ids_ptr) - local_expert_offset
-        tl.store(ids_ptr, tl.where(id < 0, id + NUM_EXPERTS, id))
+        expert = tl.load(ids_ptr) - local_expert_offset
+        tl.store(ids_ptr, tl.where(expert < 0, expert + NUM_EXPERTS, expert))
 
 
 _prepare = Launcher(

@@ -26,7 +26,7 @@ def _tiles_of_experts(expert_offsets_ptr, TILES_N, BLOCK_T: tl.constexpr, NUM_LO
 
 
 @triton.jit
-def _locate(tile, start, end, tiles, TILES_N, BLOCK_T: tl.constexpr, NUM_LOCAL: tl.constexpr):
+def _locate(tile, start, end, tiles, BLOCK_T: tl.constexpr, NUM_LOCAL: tl.constexpr):
     """Tile number -> expert, its first row, its end row, column tile.
 
     Tiles of one weight tile follow each other, so that it is read from L2 all but once.
@@ -151,7 +151,7 @@ def gemm1_swiglu_kernel(
         tile = item // parts
         half = item % parts
         blocks = K_BLOCKS // parts
-        expert, first, stop, n = _locate(tile, start, end, tiles, TILES_N, BLOCK_T, NUM_LOCAL)
+        expert, first, stop, n = _locate(tile, start, end, tiles, BLOCK_T, NUM_LOCAL)
         row = first + tl.arange(0, BLOCK_T)
         # rows past the end repeat the last one: a valid load, never stored
         token = tl.load(row_token_ptr + tl.minimum(row, stop - 1))
@@ -209,7 +209,7 @@ def gemm2_weighted_kernel(
     K_BLOCKS: tl.constexpr = I // BLOCK
     start, end, tiles = _tiles_of_experts(expert_offsets_ptr, TILES_N, BLOCK_T, NUM_LOCAL)
     for tile in range(tl.program_id(0), tl.sum(tiles, 0), tl.num_programs(0)):
-        expert, first, stop, n = _locate(tile, start, end, tiles, TILES_N, BLOCK_T, NUM_LOCAL)
+        expert, first, stop, n = _locate(tile, start, end, tiles, BLOCK_T, NUM_LOCAL)
         row = first + tl.arange(0, BLOCK_T)
         source = tl.minimum(row, stop - 1)
         left = (expert * TILES_N + n) * 2

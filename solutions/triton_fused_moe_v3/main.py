@@ -115,7 +115,7 @@ def moe(
     plan = _plan(geometry, tiles, num_tokens, hidden.device)
     pdl = not knobs.runtime.interpret
     # memory lives to the end of this function; whoever gets it next is behind us on the stream
-    memory, buffers = plan.workspace.allocate(hidden.device)
+    _memory, buffers = plan.workspace.allocate(hidden.device)
     *routing_part, act, act_scale, y, halves = buffers
 
     routing = route(geometry, logits, bias, offset, factor, routing_part, plan.num_counters, pdl)

@@ -330,7 +330,7 @@ def meta_arguments():
 
 def complaint(**bad) -> str:
     run = execute_reference(real_definition(ROOT))["run"]
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match="expected") as caught:
         run(**meta_arguments() | bad)
     return str(caught.value)
 

@@ -1,6 +1,7 @@
 """The grouped GEMM kernels of the sweep against fp32, and cutedsl_v3_gemm without a GPU."""
 
 import ctypes
+import itertools
 
 import pytest
 import torch
@@ -92,7 +93,7 @@ def reading_addresses(geometry, config, device):
         y = tensor_at(y, torch.bfloat16, int(offsets[-1]), n)
         b_scale = tensor_at(b_scale, torch.float32, experts, n // 128, k // 128)
         place = 0
-        for expert, (first, end) in enumerate(zip(offsets, offsets[1:])):
+        for expert, (first, end) in enumerate(itertools.pairwise(offsets)):
             if first < end:
                 weights = tensor_at(b + expert * n * k, FP8, n, k)
                 product = (
@@ -144,7 +145,7 @@ def compiled_kernels():
 
 def test_v3_compiles_to_the_layers_kernel(compiled_kernels):
     assert [kernel["config"] for kernel in compiled_kernels] == [str(c) for _, c in TABLE]
-    for kernel, (_, config) in zip(compiled_kernels, TABLE):
+    for kernel, (_, config) in zip(compiled_kernels, TABLE, strict=True):
         assert kernel["weight_tiles"] == [0, 2048 // config.weight_rows]
         assert kernel["registers"] * kernel["threads"] <= 65_536 and kernel["stack"] == 0
         count = kernel["instructions"]
@@ -154,7 +155,7 @@ def test_v3_compiles_to_the_layers_kernel(compiled_kernels):
 
 def test_v3_launch(compiled_kernels):
     """Grid, block and shared memory; b's TMA descriptor: address, sizes, strides and box."""
-    for kernel, (_, config) in zip(compiled_kernels, TABLE):
+    for kernel, (_, config) in zip(compiled_kernels, TABLE, strict=True):
         launch = kernel["launch"]
         assert launch["grid"] == [132, 1, 1] and launch["block"] == [kernel["threads"], 1, 1]
         assert launch["shared"] == kernel["shared"] <= 232_448

@@ -378,7 +378,7 @@ def test_the_sweep_has_the_published_configurations_and_the_real_layers():
     cases = [*gemm.problems(gemm.parse_arguments([]))]
     assert len(cases) == 81 + 2 * 19
     assert cases[80][0] == "E=8 m=512 N=7168 K=7168"
-    loads = dict((name, rows) for name, rows, *_ in cases)["GEMM1 T=58"]
+    loads = {name: rows for name, rows, *_ in cases}["GEMM1 T=58"]
     assert (len(loads), sum(loads)) == (32, 77)
 
 

@@ -33,7 +33,7 @@ ROUTE = ROUTES[TOY]
 
 
 def solution(name: str) -> Solution:
-    return Solution(name.split("-")[0], LAYERS[name], returns_output=False)
+    return Solution(name.split("-", maxsplit=1)[0], LAYERS[name], returns_output=False)
 
 
 def one_expert_each(seq_len: int) -> dict:
@@ -198,7 +198,7 @@ def test_padding_for_the_cutedsl_kernel_comes_off_again(monkeypatch):
         assert a.shape == (3, 8, 256) and a_scale.shape == (2, 3, 8) and a_scale.is_contiguous()
         assert offsets.tolist() == [0, 3, 3, 9]
         scale = a_scale.permute(1, 2, 0).repeat_interleave(128, dim=2)
-        weights = [dequantize(*each, torch.float32) for each in zip(b, b_scale)]
+        weights = [dequantize(*each, torch.float32) for each in zip(b, b_scale, strict=True)]
         return torch.einsum("emk,enk->emn", a.float() * scale, torch.stack(weights)).bfloat16()
 
     module = SimpleNamespace(padded_gemm=padded_gemm)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import run
@@ -380,7 +381,7 @@ def test_harness_loads_this_bundle():
 
 def test_harness_command_line_on_a_packed_bundle(root):
     """Without CUDA it loads the dataset and then gives up; with CUDA it runs all of it."""
-    command = [os.path.join(os.path.dirname(sys.executable), "flashinfer-bench"), "run"]
+    command = [Path(sys.executable).with_name("flashinfer-bench"), "run"]
     options = ["--warmup-runs", "1", "--iterations", "2", "--num-trials", "1"]
     finished = subprocess.run([*command, "--local", root, *options], capture_output=True, text=True)
     if HAS_CUDA:

@@ -32,7 +32,7 @@ def test_resources(kernels):
 
 
 def test_instructions(kernels):
-    for kernel, (_, config) in zip(kernels, TABLE):
+    for kernel, (_, config) in zip(kernels, TABLE, strict=True):
         count = kernel["instructions"]
         # a box of weights for each block of a cluster
         assert count["UTMALDG.5D"] == count["UTMALDG.3D"] == config.cluster, kernel
@@ -46,7 +46,7 @@ def test_instructions(kernels):
 
 def test_accumulator(kernels):
     """The map in the docstrings of swap_ab.py and tokens_on_m.py, and each place once."""
-    for kernel, (_, config) in zip(kernels, TABLE):
+    for kernel, (_, config) in zip(kernels, TABLE, strict=True):
         columns = config.tokens if config.swap_ab else 128
         expected = []
         for thread in range(128 * config.warpgroups):
@@ -63,7 +63,7 @@ def test_accumulator(kernels):
 
 def test_launches(kernels):
     """Grid, block, cluster and shared memory of the routing's kernels and the GEMMs'."""
-    for kernel, (_, config) in zip(kernels, TABLE):
+    for kernel, (_, config) in zip(kernels, TABLE, strict=True):
         *routing, gemms = kernel["launches"]
         assert all(launch["launches"] == len(routing) + 1 for launch in kernel["launches"])
         chunks = -(-kernel["num_tokens"] // 16)
@@ -83,7 +83,7 @@ def test_launches(kernels):
 def test_tma_descriptors(kernels):
     """Address, sizes, strides and box of the weights and, where TMA loads them, of the tokens."""
     h, i, experts = 7168, 2048, 32
-    for kernel, (_, config) in zip(kernels, TABLE):
+    for kernel, (_, config) in zip(kernels, TABLE, strict=True):
         rows, r = 8 * kernel["num_tokens"] + experts * 64, config.weight_rows
         part, groups = r // config.cluster, 2 * i // r
         act, act_scale = 9 << 32, 10 << 32  # compile_cutedsl.py passes argument number << 32

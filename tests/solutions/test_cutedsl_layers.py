@@ -10,12 +10,12 @@ from real_layer import assert_close_to_torch, real_inputs, run_real
 pytest.importorskip("cutlass")
 pytest.importorskip("tvm_ffi")
 
-from solutions.common.cutedsl import layer  # noqa: E402
-from solutions.common.cutedsl.config import TABLE, config_for  # noqa: E402
-from solutions.common.geometry import DEEPSEEK_V3_EP8  # noqa: E402
-from solutions.cutedsl_moe_fp8_v1 import main as v1  # noqa: E402
-from solutions.cutedsl_moe_fp8_v2 import main as v2  # noqa: E402
-from solutions.cutedsl_moe_fp8_v3 import main as v3  # noqa: E402
+from solutions.common.cutedsl import layer
+from solutions.common.cutedsl.config import TABLE, config_for
+from solutions.common.geometry import DEEPSEEK_V3_EP8
+from solutions.cutedsl_moe_fp8_v1 import main as v1
+from solutions.cutedsl_moe_fp8_v2 import main as v2
+from solutions.cutedsl_moe_fp8_v3 import main as v3
 
 OFFSET = 64
 # requantising the intermediate to e4m3 costs 0.024, GEMMs and bf16 0.002

@@ -14,7 +14,7 @@ from test_routing import logits_and_bias, reference_route
 from solutions.common.geometry import DEEPSEEK_V3_EP8
 
 pytest.importorskip("cutlass")
-from solutions.common.cutedsl import device, routing  # noqa: E402
+from solutions.common.cutedsl import device, routing
 
 LANES = np.arange(32, dtype=np.int32)
 
@@ -74,7 +74,7 @@ def picks(ranking: torch.Tensor) -> set:
 
 def check_picks(logits, bias):
     ids, _ = reference_route(logits, bias, 1.0)
-    for ranking, expected in zip(torch.sigmoid(logits) + bias.float(), ids.tolist()):
+    for ranking, expected in zip(torch.sigmoid(logits) + bias.float(), ids.tolist(), strict=True):
         assert picks(ranking) == set(expected)
 
 

@@ -19,7 +19,7 @@ class Warp:
 
     lane_idx = staticmethod(lambda: np.arange(32))
     shuffle_sync = staticmethod(lambda value, lane: np.asarray(value)[lane])
-    popc = staticmethod(lambda bits: bin(int(bits)).count("1"))
+    popc = staticmethod(lambda bits: int(bits).bit_count())
 
     @staticmethod
     def vote_ballot_sync(predicate):
@@ -94,7 +94,7 @@ def test_pairs_of_a_cluster(warp, experts):
         while (tile := tiles.pair(np.int64(len(pairs)), blocks)).gemm[0] != END:
             names = [field.name for field in fields(Tile)]
             lanes = np.array([np.broadcast_to(getattr(tile, name), 32) for name in names])
-            pairs.append([dict(zip(names, map(int, lanes[:, block]))) for block in range(2)])
+            pairs.append([dict(zip(names, map(int, lanes[:, b]), strict=True)) for b in range(2)])
         assert tile.gemm[1] == END
         listed = [tuple(tile.values())[:-1] for pair in pairs for tile in pair]
         assert listed == [tile[:-1] for tile in expected_tiles(counts, 128, 4, 4, 2)]

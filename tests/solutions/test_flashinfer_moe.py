@@ -15,9 +15,9 @@ from real_layer import assert_close_to_torch, real_inputs, run_real
 
 pytest.importorskip("flashinfer")
 
-from solutions.common.geometry import DEEPSEEK_V3_EP8  # noqa: E402
-from solutions.flashinfer_moe import blackwell, hopper, main  # noqa: E402
-from solutions.torch_moe import main as torch_moe  # noqa: E402
+from solutions.common.geometry import DEEPSEEK_V3_EP8
+from solutions.flashinfer_moe import blackwell, hopper, main
+from solutions.torch_moe import main as torch_moe
 
 FP8, FP32, BF16, INT32 = torch.float8_e4m3fn, torch.float32, torch.bfloat16, torch.int32
 
@@ -191,7 +191,7 @@ def test_hopper_dequantises(monkeypatch):
 
 def test_takes_output_is_read_off_the_installed_function():
     parameters = signature(blackwell.trtllm_fp8_block_scale_moe).parameters
-    assert blackwell._TAKES_OUTPUT == ("output" in parameters)
+    assert ("output" in parameters) == blackwell._TAKES_OUTPUT
     if blackwell._TAKES_OUTPUT:
         signature(blackwell.trtllm_fp8_block_scale_moe).bind_partial(output=None)
 

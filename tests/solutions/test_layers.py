@@ -168,7 +168,7 @@ def not_a_tensor(t):
 @pytest.mark.parametrize("position", range(9))
 def test_bad_tensor_is_named(position, spoil, error, wording):
     arguments = inputs(6)
-    names = [*arguments][:8] + ["output"]
+    names = [*[*arguments][:8], "output"]
     tensors = [arguments[name] for name in names[:8]]
     tensors.append(torch.empty(6, TOY.hidden_size, dtype=torch.bfloat16, device=DEVICE))
     check_arguments(TOY, tuple(tensors), 8)

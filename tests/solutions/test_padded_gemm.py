@@ -27,7 +27,7 @@ def kernels():
         pytest.skip("needs a C compiler for the mock of the CUDA runtime")
     facts = facts_of("compile_padded_gemm.py")
     assert [fact["tile"] for fact in facts] == [str(tile) for tile in TILES]
-    return dict(zip(TILES, facts))
+    return dict(zip(TILES, facts, strict=True))
 
 
 @tiles
@@ -96,7 +96,7 @@ def test_launch(kernels, tile):
         (3, (K, N, EXPERTS), (K, N * K), (128, tile.columns)),
         (6, (N, MAX_M, EXPERTS), (2 * N, 2 * N * MAX_M), (tile.box_columns, 64)),
     )
-    for words, (pointer, sizes, strides, box) in zip(launch["descriptors"], expected):
+    for words, (pointer, sizes, strides, box) in zip(launch["descriptors"], expected, strict=True):
         assert words[:2] == [0, pointer]  # compile_padded_gemm.py passes pointer << 32
         assert words[3:5] == [stride // 16 for stride in strides]
         assert words[8:11] == [size - 1 for size in sizes]

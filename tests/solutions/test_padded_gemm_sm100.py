@@ -6,10 +6,10 @@ import pytest
 from child import facts_of
 
 pytest.importorskip("cutlass")
-from solutions.common.cutedsl.padded_gemm import KERNELS  # noqa: E402
-from solutions.common.cutedsl.sm100 import padded_gemm as gemm  # noqa: E402
-from solutions.common.cutedsl.sm100 import tmem  # noqa: E402
-from solutions.common.cutedsl.sm100.padded_gemm import TILES, GemmTile, tile_for  # noqa: E402
+from solutions.common.cutedsl.padded_gemm import KERNELS
+from solutions.common.cutedsl.sm100 import padded_gemm as gemm
+from solutions.common.cutedsl.sm100 import tmem
+from solutions.common.cutedsl.sm100.padded_gemm import TILES, GemmTile, tile_for
 
 SHARED_LIMIT = 232_448  # bytes a block may use on sm_100
 EXPERTS, MAX_M, N, K = 5, 44, 384, 256  # of compile_padded_gemm.py
@@ -22,7 +22,7 @@ def kernels():
         pytest.skip("needs a C compiler for the mock of the CUDA runtime")
     facts = facts_of("compile_padded_gemm.py", "sm_100a")
     assert [fact["tile"] for fact in facts] == [str(tile) for tile in TILES]
-    return dict(zip(TILES, facts))
+    return dict(zip(TILES, facts, strict=True))
 
 
 def test_both_architectures_have_as_many_tiles():
@@ -45,7 +45,7 @@ def test_rings(tile):
     """Two partial sums at least; scales of the slots and partial sums in flight and of one more."""
     columns = tile.sums * tile.columns
     assert tile.sums >= 2 and 32 <= columns <= tmem.COLUMNS and columns & (columns - 1) == 0
-    assert gemm.SCALE_SLOTS > tile.stages + tile.sums
+    assert tile.stages + tile.sums < gemm.SCALE_SLOTS
 
 
 @tiles
@@ -74,7 +74,7 @@ def test_launch(kernels, tile):
         (3, (K, N, EXPERTS), (K, N * K), (128, tile.columns // tile.blocks)),
         (6, (N, MAX_M, EXPERTS), (2 * N, 2 * N * MAX_M), (tile.box_columns, 32)),
     )
-    for words, (pointer, sizes, strides, box) in zip(launch["descriptors"], expected):
+    for words, (pointer, sizes, strides, box) in zip(launch["descriptors"], expected, strict=True):
         assert words[:2] == [0, pointer]  # compile_padded_gemm.py passes pointer << 32
         assert words[3:5] == [stride // 16 for stride in strides]
         assert words[8:11] == [size - 1 for size in sizes]

@@ -4,6 +4,8 @@ The padding runs on the CPU as it is; there, PyTorch takes the GEMM kernel's pla
 kernel itself runs.
 """
 
+from itertools import pairwise
+
 import pytest
 import torch
 from layers import DEVICE, REFERENCE, TOY, assert_close, call, inputs, routed_to
@@ -70,7 +72,7 @@ def test_paddings_agree():
         padded = [p.pad(codes).float() for p in (loop, index)]
         scales = [p.pad_scale(scale) for p in (loop, index)]
         assert scales[0].shape == scales[1].shape and scales[1].is_contiguous()
-        for expert, (first, end) in enumerate(zip(offsets.tolist(), offsets[1:].tolist())):
+        for expert, (first, end) in enumerate(pairwise(offsets.tolist())):
             size = end - first
             for batch in padded:
                 assert torch.equal(batch[expert, :size], codes[first:end].float())

@@ -134,7 +134,7 @@ def test_cutedsl_rows_are_the_references(num_tokens, offset, cutedsl_route):
     put_nans(logits, seed=offset)
     routed = cutedsl_route(logits, bias, offset)
     assert_rows_are_the_references(logits, bias, offset, routed)
-    for again, first in zip(cutedsl_route(logits, bias, offset), routed):
+    for again, first in zip(cutedsl_route(logits, bias, offset), routed, strict=True):
         assert torch.equal(again.view(torch.int32), first.view(torch.int32))
 
 

@@ -75,7 +75,8 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, op, types, args=(), kwargs=None):
         if op.namespace == "sgl_kernel":
             names = [argument.name for argument in op._schema.arguments]
-            self.calls.append((op._schema.name.partition("::")[2], dict(zip(names, args))))
+            given = dict(zip(names, args, strict=False))
+            self.calls.append((op._schema.name.partition("::")[2], given))
         return op(*args, **(kwargs or {}))
 
 
@@ -131,7 +132,7 @@ def test_operands_of_the_gemms(main, kernel):
     scales = [arguments["gemm1_weights_scale"], arguments["gemm2_weights_scale"]]
     starts = gemms[0]["expert_offsets"].tolist()
     for given, w, w_scale, n, k, out_rows in zip(
-        gemms, weights, scales, (2 * I, H), (H, I), (rows, rows + 1)
+        gemms, weights, scales, (2 * I, H), (H, I), (rows, rows + 1), strict=True
     ):
         assert describe(given["output"]) == (BF16, (out_rows, n), (n, 1))
         assert describe(given["a"]) == (FP8, (height, k), (k, 1))
@@ -154,7 +155,7 @@ def test_operands_of_the_gemms(main, kernel):
         sizes = given["problem_sizes"].tolist()
         assert [size[1:] for size in sizes] == [[n, k]] * E
         assert given["expert_offsets"].tolist() == starts
-        assert [a + size[0] for a, size in zip(starts, sizes)][:-1] == starts[1:]
+        assert [a + size[0] for a, size in zip(starts, sizes, strict=True)][:-1] == starts[1:]
         if kernel is not Kernel.ES:
             for name in ("a_ptrs", "b_ptrs", "out_ptrs", "a_scales_ptrs", "b_scales_ptrs"):
                 assert describe(given[name]) == (INT64, (E,), (1,))
@@ -185,7 +186,7 @@ def test_operands_of_sglangs_other_ops():
         "fp8_blockwise_scaled_grouped_mm",
         "apply_shuffle_mul_sum",
     ]
-    gate, gemm1, quantize, gemm2, combine = [given for _, given in calls]
+    gate, _gemm1, quantize, gemm2, combine = [given for _, given in calls]
     assert gate["input"] is arguments["routing_logits"]
     assert torch.equal(gate["bias"], arguments["routing_bias"].float())
     assert [*gate.values()][2:] == [4, 2, 4, 0, 2.5, True]
@@ -408,7 +409,7 @@ def test_missing_gate_is_named():
         "s.install()\n"
         "import solutions.sglang_fp8_blockwise_moe.main\n"
     )
-    paths = [str(ROOT), str(ROOT / "tests")]
+    paths = [str(ROOT), str(ROOT / "tests" / "support")]
     done = subprocess.run(
         [sys.executable, "-c", f"import sys; sys.path[:0] = {paths}\n{script}"],
         capture_output=True,

@@ -37,7 +37,7 @@ def compile_kernel(launcher, constants: tuple, capability: int, num_warps: int):
     kernel = launcher._kernel
     names = kernel.arg_names
     runtime = names[: len(names) - len(constants)]
-    signature = {name: "constexpr" for name in names}
+    signature = dict.fromkeys(names, "constexpr")
     for name in runtime:
         if name in launcher._pointers:
             signature[name] = TYPES[launcher._pointers[name]]

@@ -98,7 +98,7 @@ def apply_shuffle_mul_sum(rows, output, permutation, factors):
     tokens, top_k = len(output), len(permutation) // len(output)
     assert len(permutation) == tokens * top_k and factors.numel() == tokens * top_k
     assert factors.dtype == output.dtype == rows.dtype
-    assert 0 <= permutation.min() and permutation.max() < len(rows)
+    assert permutation.min() >= 0 and permutation.max() < len(rows)
     weighted = rows[permutation.long()].float() * factors.float()[:, None]
     output.copy_(weighted.view(tokens, top_k, -1).sum(1))
 
@@ -109,7 +109,7 @@ def install() -> None:
         return
     library = torch.library.Library("sgl_kernel", "DEF")
     functions = (moe_fused_gate, grouped_mm, es_grouped_mm, quantize, apply_shuffle_mul_sum)
-    for schema, function in zip(SCHEMAS, functions):
+    for schema, function in zip(SCHEMAS, functions, strict=True):
         library.define(schema)
         library.impl(schema.partition("(")[0], function, "CPU")
     module = ModuleType("sgl_kernel")

@@ -72,13 +72,13 @@ def _connected(
     for group in by_solution.values():
         links = {record.trace.workload.uuid for record in group}
         links |= {kind(record) for record in group} - {None}
-        apart = []
+        apart, joined = [], group
         for other_links, other_group in connected:
             if links & other_links:
-                links, group = links | other_links, other_group + group
+                links, joined = links | other_links, other_group + joined
             else:
                 apart.append((other_links, other_group))
-        connected = [*apart, (links, group)]
+        connected = [*apart, (links, joined)]
     return [group for _, group in connected]
 
 

@@ -224,9 +224,9 @@ def _own_files(folder: Path) -> Iterator[Path]:
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
         hidden = any(part.startswith(".") or part == "__pycache__" for part in parts)
-        if path.is_file() and not hidden and path.suffix != ".md":
-            if parts not in ((CONFIG_FILE,), (PACKED_FILE,)):
-                yield path
+        ours = parts in ((CONFIG_FILE,), (PACKED_FILE,)) or path.suffix == ".md"
+        if path.is_file() and not hidden and not ours:
+            yield path
 
 
 def _check_signature(module: ast.Module, name: str, expected: list[str]) -> str | None:

@@ -17,7 +17,6 @@ import csv
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +52,8 @@ MARGIN = 2.0**-10
 MAX_PUSHES = 64
 
 MISSING = "missing"
+
+LOGGER = logging.getLogger(__name__)
 
 
 def replica_uuid(official_uuid: str) -> str:
@@ -94,7 +95,7 @@ def table_path(root: Path) -> Path:
 def read_table(root: Path) -> list[Row]:
     """The rows of the table, in its order. Raises ValueError naming a line that is not a row."""
     path = table_path(root)
-    with open(path, newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         lines = csv.DictReader(file)
         try:
             return [read_row(line) for line in lines]
@@ -355,7 +356,7 @@ def digests_path(root: Path) -> Path:
 
 def expected_digests(root: Path) -> dict[Row, str]:
     """The committed digest of each row's tensors. Raises ValueError if they do not match up."""
-    with open(digests_path(root), newline="", encoding="utf-8") as file:
+    with digests_path(root).open(newline="", encoding="utf-8") as file:
         digests = {line["uuid"]: line["tensors_sha256"] for line in csv.DictReader(file)}
     rows = read_table(root)
     if set(digests) != {row.uuid for row in rows}:
@@ -422,7 +423,7 @@ def write_blobs(root: Path, rows: Iterable[Row]) -> list[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".unfinished")
         unfinished.write_bytes(content)
-        os.replace(unfinished, path)  # a crash leaves the old file or the new one
+        unfinished.replace(path)  # a crash leaves the old file or the new one
         written.append(path)
     return written
 
@@ -437,5 +438,5 @@ def prepare(root: Path) -> list[Path]:
     bad = find_bad_blobs(root)
     for row, reason in bad.items():
         if reason != MISSING:
-            logging.warning("%s: %s; generating it again", root / row.blob, reason)
+            LOGGER.warning("%s: %s; generating it again", root / row.blob, reason)
     return write_blobs(root, bad) if bad else []

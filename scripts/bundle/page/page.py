@@ -391,7 +391,7 @@ def html_rows(sheet: Sheet, solutions: Sequence[str]) -> list[tuple[str, list[Ht
 
 def heading_solution(name: str, solutions: Sequence[str]) -> str:
     """The solution that a column or row is about: its label may name an environment, too."""
-    solution = name.split(" @ ")[0]
+    solution = name.split(" @ ", maxsplit=1)[0]
     return solution if solution in solutions else ""
 
 
@@ -441,7 +441,7 @@ def render(page: Page, folder: Path) -> str:
 
     def drawing(plot: Plot) -> Markup:
         """Both sizes; the style sheet shows the one that fits."""
-        return Markup(  # noqa: S704  our own SVG
+        return Markup(
             "".join(
                 f'<div class="{name}">{plots.svg(plot, page.solutions, size)}</div>'
                 for name, size in (("wide", WIDE), ("narrow", NARROW))
@@ -465,7 +465,7 @@ def render(page: Page, folder: Path) -> str:
         stage_bars=stage_bars,
         stage_names=stage_names,
         stage_class=stage_class,
-        fused_styles=lambda: Markup(fused_styles(page.machines)),  # noqa: S704
+        fused_styles=lambda: Markup(fused_styles(page.machines)),
         heat_maps=partial(heat_maps, folder=folder),
         html_rows=lambda sheet: html_rows(sheet, page.solutions),
         heading_solution=lambda name: heading_solution(name, page.solutions),

@@ -16,9 +16,9 @@ import matplotlib
 
 matplotlib.use("Agg")  # never opens a window
 
-from matplotlib.backends.backend_svg import FigureCanvasSVG  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
-from matplotlib.ticker import FuncFormatter, NullFormatter  # noqa: E402
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 SVG = "http://www.w3.org/2000/svg"
 INK, MUTED, GRID, PAPER = "ink", "muted", "grid", "paper"
@@ -149,8 +149,7 @@ def svg(plot: Plot, names: Sequence[str], size: tuple[float, float]) -> str:
     text = re.sub(r" font-family: [^;]*;", "", text)
     # ids of both sizes stand in one page
     suffix = f"{plot.id}-{'wide' if size == WIDE else 'narrow'}"
-    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{suffix}-", text)
-    return text
+    return re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{suffix}-", text)
 
 
 def _name_points(root: ElementTree.Element, plot: Plot, series: Series) -> None:

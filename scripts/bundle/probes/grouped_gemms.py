@@ -25,7 +25,7 @@ class Kernel:
     name: str
     requires: Requires
     make: Callable[[Problem], Launch]
-    extract: Callable[[Problem, torch.Tensor], torch.Tensor] = lambda problem, result: result
+    extract: Callable[[Problem, torch.Tensor], torch.Tensor] = lambda _, result: result
     """The rows [rows, N] bf16 of what a launch returns; not part of its time."""
     compile_ahead: Callable[[Sequence[Problem]], None] | None = None
     """Compiles for all problems in parallel, where that takes long."""

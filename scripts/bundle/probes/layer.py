@@ -41,7 +41,7 @@ class Measurement:
         if self.error is None:
             try:
                 self.times |= measure()
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001  whatever a solution raises
                 self.error = f"{type(error).__name__}: {error}".strip().splitlines()[0]
 
 

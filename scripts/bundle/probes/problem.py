@@ -52,7 +52,9 @@ class Problem:
         """int64 [rows]: where each row goes in a buffer that has sizes[e] rows for expert e."""
         places = [
             first + row
-            for first, count in zip(accumulate(sizes, initial=0), self.rows_per_expert)
+            for first, count in zip(
+                accumulate(sizes, initial=0), self.rows_per_expert, strict=False
+            )
             for row in range(count)
         ]
         return torch.tensor(places, dtype=torch.int64, device=self.a.device)

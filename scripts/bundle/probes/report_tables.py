@@ -148,7 +148,7 @@ def gemm_sheets(report: GemmReport, baseline: str | None, gpu: Gpu | None) -> li
     layers = [row for row in rows if not row.is_sweep]
     sheets = []
     if sweep:
-        sheets.append(_spread_sheet(sweep, ratios, gpu, baseline, lambda row: "all", "sweep"))
+        sheets.append(_spread_sheet(sweep, ratios, gpu, baseline, lambda _: "all", "sweep"))
         sheets.append(
             _spread_sheet(
                 sweep, ratios, gpu, baseline, lambda r: f"m = {max(r.rows_per_expert)}", "by m"

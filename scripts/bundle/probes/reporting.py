@@ -115,7 +115,7 @@ def collect(report: Report, path: Path, tasks: Sequence[Task], console: Console)
                 rows = task.measure()
             except KeyboardInterrupt:
                 return False
-            except Exception as error:  # a solution's failure is a result, and not the others'
+            except Exception as error:  # noqa: BLE001  a solution's failure is a result
                 reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
                 rows = [row.model_copy(update={"error": reason}) for row in task.rows]
                 console.print(f"{' '.join(map(str, rows[0].key))}: [red]{escape(reason)}[/]")

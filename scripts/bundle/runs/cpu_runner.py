@@ -12,7 +12,6 @@ failing solution and is restarted after a crash. It differs from them in three w
 """
 
 import ast
-import os
 import signal
 import time
 import traceback
@@ -131,7 +130,7 @@ class CpuRunner(Runner):
         self._baseline_of = key
 
     def _run_solution(self, solution: Solution, config: BenchmarkConfig) -> Evaluation:
-        log_path = os.path.join(self._log_dir, f"{solution.name}_{time.time()}.log")
+        log_path = str(Path(self._log_dir) / f"{solution.name}_{time.time()}.log")
         self._connection.send(("solution", solution, config, log_path))
         if not self._connection.poll(config.timeout_seconds):
             self.close()

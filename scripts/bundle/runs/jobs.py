@@ -4,7 +4,6 @@ Benchmark.run_all saves traces only after all workloads of a definition. Given o
 time, an interrupted session loses at most the workload it was in.
 """
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -98,7 +97,7 @@ def store_traces(traces_dir: Path, definition: Definition, new: list[Trace]) -> 
     path = trace_path(traces_dir, definition)
     temporary = path.with_suffix(".jsonl.new")
     save_jsonl_file(kept + new, temporary)
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def _evaluate(benchmark: Benchmark, job: Job) -> list[Trace]:

@@ -180,7 +180,8 @@ def picked_experts(ranking: list, num_top_groups: int) -> list:
         holders = arch.vote_ballot_sync(left[0] == arch.warp_redux_sync(left[0], "max"))
         gives = lane_bit == (holders & -holders)
         given = given + select(gives, 1, 0)
-        left = [select(gives, after, key) for key, after in zip(left, [*left[1:], TAKEN])]
+        shifted = [*left[1:], TAKEN]
+        left = [select(gives, after, key) for key, after in zip(left, shifted, strict=True)]
     return [rank < given for rank in ranks_of(keys)]
 
 

@@ -113,7 +113,7 @@ def reused(make: Callable) -> Callable:
     """
 
     @lru_cache(maxsize=1)
-    def cached(geometry, num_tokens, device, stream, thread):
+    def cached(geometry, num_tokens, device, *_stream_and_thread):
         return make(geometry, num_tokens, device)
 
     @wraps(make)

@@ -43,7 +43,8 @@ class Launcher:
 
     def _compile(self, arguments: tuple, constants: tuple, options: dict):
         names = self._kernel.arg_names
-        typed = [self._pointers.get(name, value) for name, value in zip(names, arguments)]
+        given = zip(names, arguments, strict=False)  # constants follow
+        typed = [self._pointers.get(name, value) for name, value in given]
         compiled = self._kernel.warmup(*typed, *constants, grid=(1, 1, 1), **options)
         compiled._init_handles()
         return compiled

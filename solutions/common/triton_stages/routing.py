@@ -55,8 +55,8 @@ def _take_max(keys, ids, TAKEN: tl.constexpr, NUM_IDS: tl.constexpr):
     int32: keys and ids [BLOCK_T, n] in any order -> id [BLOCK_T, 1], keys [BLOCK_T, n].
     """
     best = tl.max(keys, 1, keep_dims=True)
-    id = tl.min(tl.where(keys == best, ids, NUM_IDS), 1, keep_dims=True)
-    return id, tl.where(ids == id, TAKEN, keys)
+    best_id = tl.min(tl.where(keys == best, ids, NUM_IDS), 1, keep_dims=True)
+    return best_id, tl.where(ids == best_id, TAKEN, keys)
 
 
 @triton.jit

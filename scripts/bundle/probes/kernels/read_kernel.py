@@ -10,7 +10,7 @@ def read_kernel(source_ptr, sums_ptr, STEPS, BLOCK: tl.constexpr):
     """Every program adds up STEPS blocks of int32, a grid apart, and stores one number."""
     lane = tl.arange(0, BLOCK)
     total = tl.zeros([BLOCK], tl.int32)
-    for step in range(0, STEPS):
+    for step in range(STEPS):
         block = (step * tl.num_programs(0) + tl.program_id(0)).to(tl.int64)
         total += tl.load(source_ptr + block * BLOCK + lane)
     tl.store(sums_ptr + tl.program_id(0), tl.sum(total, 0))

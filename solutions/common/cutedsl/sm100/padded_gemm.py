@@ -174,7 +174,7 @@ class PaddedGemmKernel:
             ]
 
         self.shared = Shared
-        atoms, tensors = zip(*operands)
+        atoms, tensors = zip(*operands, strict=True)
         self.kernel(
             *atoms, *tensors, b_scale, offsets, experts, n // BLOCK, k // BLOCK
         ).launch(

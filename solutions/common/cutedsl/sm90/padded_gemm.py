@@ -178,7 +178,7 @@ class PaddedGemmKernel:
             c: cute.struct.Align[cute.struct.MemRange[BFloat16, c_size], 1024]
 
         self.shared = Shared
-        atoms, tensors = zip(*operands)
+        atoms, tensors = zip(*operands, strict=True)
         self.kernel(
             *atoms, *tensors, self.tiled_mma(), b_scale, offsets, experts, n // BLOCK, k // BLOCK
         ).launch(
