@@ -14,11 +14,13 @@ Exit status: 0 if everything that ran PASSED, 1 if not, 2 if an argument or a fi
 
 import argparse
 import logging
+import math
 import os
 import sys
 from pathlib import Path
 
 import torch
+from bundle.console import open_output, printable
 from bundle.dataset.loading import check_blobs, describe, load_dataset
 from bundle.dataset.packing import (
     CONFIG_FILE,
@@ -29,9 +31,11 @@ from bundle.dataset.packing import (
 )
 from bundle.dataset.replicas import prepare
 from bundle.paths import ROOT, BadInput, check_root
-from bundle.runs.cpu_runner import CpuBenchmark
+from bundle.runs.cpu_runner import cpu_benchmark
+from bundle.runs.harness import make_config
 from bundle.runs.jobs import Job, run_job, split, unfinished
 from bundle.runs.requirements import Device, current_device, why_not
+from bundle.runs.store import check_store
 from flashinfer_bench.bench import Benchmark, BenchmarkConfig
 from flashinfer_bench.data import EvaluationStatus, Solution, Trace, TraceSet
 from rich.console import Console
@@ -50,12 +54,15 @@ CPU_WORKLOADS = 2
 
 
 def main() -> int:
+    open_output()
     # With several visible GPUs, 0.1.2 lets two solutions talk over one worker's pipe.
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
     device = current_device()
     arguments = parse_arguments(device)
     if arguments.where:
         print(arguments.traces)
+        if arguments.solutions:
+            print("--solutions", *arguments.solutions, sep="\n")
         return 0
     if not device.is_cuda:
         os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, which is later
@@ -65,7 +72,7 @@ def main() -> int:
     logger.propagate = False
     try:
         return run(arguments, device, console)
-    except BadInput as error:
+    except (BadInput, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -98,11 +105,11 @@ def parse_arguments(device: Device) -> argparse.Namespace:
         metavar="RATIO",
         help="share of elements that must be within either tolerance (%(default)s)",
     )
-    runs = (10, 50, 3) if device.is_cuda else (0, 1, 1)
+    runs = (10, 50, 3) if device.is_cuda else (1, 1, 1)
     for name, value in zip(("warmup-runs", "iterations", "num-trials"), runs, strict=True):
         add(f"--{name}", type=int, default=value, metavar="N", help=f"(here: {value})")
     add("--timeout", type=int, default=300, metavar="S", help="seconds per solution (%(default)s)")
-    add("--where", action="store_true", help="print the folder of the traces, and do nothing")
+    add("--where", action="store_true", help="print compare.py's arguments for what this runs")
     arguments = parser.parse_args()
     if arguments.traces is None:
         arguments.traces = arguments.local / ("traces" if device.is_cuda else "traces_cpu")
@@ -115,7 +122,7 @@ def run(arguments: argparse.Namespace, device: Device, console: Console) -> int:
         raise BadInput(
             f"CUDA_VISIBLE_DEVICES: expected one GPU, got {os.environ['CUDA_VISIBLE_DEVICES']!r}"
         )
-    config = make_config(arguments)
+    config = configure(arguments)
     root = check_root(arguments.local)
     problems = pack_in_place(solution_folders(root), root)
     for problem in problems:
@@ -127,6 +134,9 @@ def run(arguments: argparse.Namespace, device: Device, console: Console) -> int:
     trace_set = load_dataset(root)
 
     jobs = select_jobs(trace_set, arguments, device, console)
+    check_store(
+        arguments.traces, list({job.definition.name: job.definition for job in jobs}.values())
+    )
     if arguments.resume:
         jobs = unfinished(jobs, arguments.traces)
     if not jobs:
@@ -138,7 +148,7 @@ def run(arguments: argparse.Namespace, device: Device, console: Console) -> int:
     for job in jobs:
         check_blobs(job.definition, job.workload.workload, root)
     console.print(f"On {device.name}, {sum(len(job.solutions) for job in jobs)} evaluations.")
-    benchmark = (Benchmark if device.is_cuda else CpuBenchmark)(TraceSet(root=root), config)
+    benchmark = (Benchmark if device.is_cuda else cpu_benchmark)(TraceSet(root=root), config)
     try:
         passed, total = run_jobs(benchmark, jobs, arguments.traces, console)
     finally:
@@ -147,9 +157,18 @@ def run(arguments: argparse.Namespace, device: Device, console: Console) -> int:
     return 0 if passed == total and (arguments.solutions or not problems) else 1
 
 
-def make_config(arguments: argparse.Namespace) -> BenchmarkConfig:
+def configure(arguments: argparse.Namespace) -> BenchmarkConfig:
+    """Raises BadInput for values that the harness refuses, and for tolerances that accept zeros."""
+    for name in ("rtol", "atol"):
+        value = getattr(arguments, name)
+        if not 0 < value < math.inf:
+            raise BadInput(f"--{name}: expected a positive, finite number, got {value}")
+    if arguments.rtol >= 1:
+        raise BadInput(
+            f"--rtol: expected less than 1, got {arguments.rtol}: an output of zeros would pass"
+        )
     try:
-        return BenchmarkConfig(
+        return make_config(
             warmup_runs=arguments.warmup_runs,
             iterations=arguments.iterations,
             num_trials=arguments.num_trials,
@@ -272,8 +291,8 @@ def result_line(trace: Trace) -> str:
         line += f"[red]{evaluation.status.value}[/]"
     if evaluation.correctness and evaluation.correctness.extra:
         line += f", matched ratio {evaluation.correctness.extra['matched_ratio']:.4f}"
-    elif evaluation.log.strip():
-        line += f"  {escape(evaluation.log.strip().splitlines()[-1])}"
+    if evaluation.status is not EvaluationStatus.PASSED and evaluation.log.strip():
+        line += f"  {escape(printable(evaluation.log.strip().splitlines()[-1]))}"
     return line
 
 

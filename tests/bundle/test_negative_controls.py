@@ -4,9 +4,11 @@ from dataclasses import replace
 from unittest import mock
 
 import pytest
+import torch
 from bundle.dataset.loading import load_dataset
-from bundle.runs.cpu_runner import CpuBenchmark, build_baseline
+from bundle.runs.cpu_runner import build_baseline, cpu_benchmark, default_limits
 from bundle.runs.jobs import Job, run_job
+from bundle.sandbox.launcher import Launcher
 from flashinfer_bench.bench import Benchmark, BenchmarkConfig
 from flashinfer_bench.bench.evaluators import LowBitEvaluator, resolve_evaluator
 from flashinfer_bench.compile import BuilderRegistry, BuildError
@@ -57,7 +59,7 @@ def run_statuses(benchmark, root, solutions, traces_dir) -> dict[str, str]:
 
 def test_cpu_runner(bundle, tmp_path):
     root, solutions = bundle
-    benchmark = CpuBenchmark(TraceSet(root=root), CONFIG)
+    benchmark = cpu_benchmark(TraceSet(root=root), CONFIG)
     try:
         ordered = [solutions[name] for name in EXPECTED]
         assert run_statuses(benchmark, root, ordered, tmp_path) == EXPECTED
@@ -76,14 +78,37 @@ def test_harness_on_cuda(bundle, tmp_path):
         benchmark.close()
 
 
-@pytest.mark.parametrize("name", EXPECTED)
-def test_harness_evaluator_on_cpu(bundle, name, tmp_path):
-    """The real LowBitEvaluator, whose only use of CUDA in these checks is to synchronise."""
-    root, solutions = bundle
+@pytest.fixture(scope="module")
+def baseline(bundle):
+    """Inputs and expected outputs of one call."""
+    root, _ = bundle
     dataset = load_dataset(root)
     definition = dataset.definitions[DEFINITION]
+    launcher = Launcher.start()
+    try:
+        (trial,) = build_baseline(
+            definition,
+            dataset.workloads[DEFINITION][0].workload,
+            CONFIG,
+            root,
+            launcher,
+            default_limits(CONFIG),
+        ).trials
+    finally:
+        launcher.close()
+    call = trial.calls[-1]
+    number, index, value = call.element
+    tensors = [argument for argument in trial.inputs if isinstance(argument, torch.Tensor)]
+    tensors[number].view(-1)[index] = value
+    return definition, [trial.inputs], [call.expected]
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_harness_evaluator_on_cpu(bundle, baseline, name, tmp_path):
+    """The real LowBitEvaluator, whose only use of CUDA in these checks is to synchronise."""
+    _, solutions = bundle
+    definition, inputs, outputs = baseline
     assert resolve_evaluator(definition) is LowBitEvaluator
-    baseline = build_baseline(definition, dataset.workloads[DEFINITION][0].workload, CONFIG, root)
     try:
         runnable = BuilderRegistry.get_instance().build(definition, solutions[name])
     except BuildError:
@@ -95,8 +120,8 @@ def test_harness_evaluator_on_cpu(bundle, name, tmp_path):
         _, evaluation = LowBitEvaluator.check_correctness(
             definition,
             runnable,
-            baseline.inputs,
-            baseline.outputs,
+            inputs,
+            outputs,
             CONFIG,
             str(tmp_path / "log"),
             "cpu",
@@ -108,7 +133,7 @@ def test_tolerance_decides(bundle, tmp_path):
     """6.25 % of zeroed elements: within a matched ratio of 0.93, not within the default of 0.95."""
     root, solutions = bundle
     config = replace(CONFIG, required_matched_ratio=0.93)
-    benchmark = CpuBenchmark(TraceSet(root=root), config)
+    benchmark = cpu_benchmark(TraceSet(root=root), config)
     try:
         statuses = run_statuses(benchmark, root, [solutions["zeroed"]], tmp_path)
     finally:
@@ -116,11 +141,11 @@ def test_tolerance_decides(bundle, tmp_path):
     assert statuses == {"zeroed": "PASSED"}
 
 
-@pytest.mark.parametrize("benchmark_class", [
-    CpuBenchmark,
+@pytest.mark.parametrize("make_benchmark", [
+    cpu_benchmark,
     pytest.param(Benchmark, marks=pytest.mark.gpu),
 ])  # fmt: skip
-def test_crash_and_hang_stop_no_other(benchmark_class, tmp_path):
+def test_crash_and_hang_stop_no_other(make_benchmark, tmp_path):
     """The worker dies twice; the solutions after it are judged all the same.
 
     On CUDA this is where 0.1.2 blames them for its dead baseline, and where they are run again.
@@ -129,7 +154,7 @@ def test_crash_and_hang_stop_no_other(benchmark_class, tmp_path):
     root = make_bundle(tmp_path, {name: control(name) for name in names}, num_tokens=(8,))
     solutions = {solution.name: solution for solution in packed(root)}
     ordered = [solutions[name] for name in names]
-    benchmark = benchmark_class(TraceSet(root=root), replace(CONFIG, timeout_seconds=10))
+    benchmark = make_benchmark(TraceSet(root=root), replace(CONFIG, timeout_seconds=10))
     try:
         statuses = run_statuses(benchmark, root, ordered, tmp_path / "traces")
     finally:

@@ -6,19 +6,23 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import run
+import torch
 from bundle.comparison.traces import TraceError
 from bundle.dataset.loading import load_dataset
 from bundle.paths import ROOT
 from bundle.runs import jobs as job_runner
-from bundle.runs.cpu_runner import CpuBenchmark, CpuRunner
-from bundle.runs.jobs import Job, read_traces, run_job, split, store_traces, unfinished
+from bundle.runs import provenance
+from bundle.runs.harness import Runner, benchmark_with
+from bundle.runs.jobs import Job, run_job, split, unfinished
+from bundle.runs.store import read_traces, store_traces
+from bundle.runs.trials import draw_inputs
 from conftest import HAS_CUDA
 from flashinfer_bench.bench import BenchmarkConfig
-from flashinfer_bench.bench.runner.runner import Runner
 from flashinfer_bench.bench.utils import make_eval
 from flashinfer_bench.data import Correctness, EvaluationStatus, Performance, TraceSet
 from toy_bundle import DEFINITION, control, make_bundle, packed, workload_row, write
@@ -49,10 +53,9 @@ class ScriptedRunner(Runner):
         pass
 
 
-class ScriptedBenchmark(CpuBenchmark):
-    def __init__(self, root, script):
-        super().__init__(TraceSet(root=root), BenchmarkConfig())
-        self._runner = ScriptedRunner(script)
+def scripted(root, script):
+    """The harness's Benchmark with a runner that stands for its own."""
+    return benchmark_with(ScriptedRunner(script), TraceSet(root=root), BenchmarkConfig())
 
 
 def passed(latency_ms=1.0):
@@ -96,7 +99,7 @@ def stored(traces_dir, dataset) -> dict[tuple[str, str], float | None]:
 def test_victims_of_a_restart_are_run_again_alone(root, tmp_path):
     dataset = load_dataset(root)
     dead = failed("Unexpected error: Baseline handle not found: 1f2e")
-    benchmark = ScriptedBenchmark(root, {"one": [failed("crash")], "two": [dead, passed()]})
+    benchmark = scripted(root, {"one": [failed("crash")], "two": [dead, passed()]})
     (job, _) = jobs_of(dataset)
     statuses = {t.solution: t.evaluation.status.value for t in run_job(benchmark, job, tmp_path)}
     assert statuses == {"one": "RUNTIME_ERROR", "two": "PASSED"}
@@ -104,19 +107,24 @@ def test_victims_of_a_restart_are_run_again_alone(root, tmp_path):
     assert stored(tmp_path, dataset) == {("one", "workload-3"): None, ("two", "workload-3"): 1.0}
 
 
-def test_traces_name_the_driver(root, tmp_path, monkeypatch):
+def test_traces_name_harness_bundle_and_driver(root, tmp_path, monkeypatch):
     dataset = load_dataset(root)
-    benchmark = ScriptedBenchmark(root, {"one": [passed()], "two": [failed("no")]})
-    monkeypatch.setattr(job_runner, "driver_version", lambda: "580.1")
+    benchmark = scripted(root, {"one": [passed()], "two": [failed("no")]})
+    recorded = provenance.facts() | {"driver": "580.1"}
+    monkeypatch.setattr(job_runner, "facts", lambda: recorded)
     list(run_job(benchmark, jobs_of(dataset)[0], tmp_path))
     traces = read_traces(tmp_path, dataset.definitions[DEFINITION])
-    assert [trace.evaluation.environment.libs["driver"] for trace in traces] == ["580.1"] * 2
+    for trace in traces:
+        libs = trace.evaluation.environment.libs
+        assert libs["driver"] == "580.1"
+        assert libs["flashinfer_bench"] == version("flashinfer-bench")
+        assert libs["bundle"]
 
 
 def test_interrupt_keeps_finished_traces(root, tmp_path):
     dataset = load_dataset(root)
     script = {"one": [passed(), KeyboardInterrupt()], "two": [passed()]}
-    benchmark = ScriptedBenchmark(root, script)
+    benchmark = scripted(root, script)
     with pytest.raises(KeyboardInterrupt):
         for job in jobs_of(dataset):
             list(run_job(benchmark, job, tmp_path))
@@ -128,7 +136,7 @@ def test_interrupt_keeps_finished_traces(root, tmp_path):
 def test_resume_skips_what_has_a_trace_failed_or_not(root, tmp_path):
     dataset = load_dataset(root)
     script = {"one": [passed()], "two": [failed("no")]}
-    benchmark = ScriptedBenchmark(root, script)
+    benchmark = scripted(root, script)
     first, second = split(jobs_of(dataset))[:2]
     list(run_job(benchmark, first, tmp_path))
     left = [(j.workload.workload.uuid, j.solutions[0].name) for j in split(jobs_of(dataset))][1:]
@@ -144,7 +152,7 @@ def test_resume_skips_what_has_a_trace_failed_or_not(root, tmp_path):
 def test_new_trace_replaces_old_one_only_when_finished(root, tmp_path):
     dataset = load_dataset(root)
     script = {"one": [passed(1.0), KeyboardInterrupt(), passed(3.0)], "two": []}
-    benchmark = ScriptedBenchmark(root, script)
+    benchmark = scripted(root, script)
     job = split(jobs_of(dataset))[0]
     list(run_job(benchmark, job, tmp_path))
     with pytest.raises(KeyboardInterrupt):
@@ -158,7 +166,7 @@ def test_new_trace_replaces_old_one_only_when_finished(root, tmp_path):
 def test_failed_reference_is_no_result(root, tmp_path):
     """The harness swallows this error and goes on: no trace, no status."""
     dataset = load_dataset(root)
-    benchmark = ScriptedBenchmark(root, {"one": [RuntimeError("reference")], "two": []})
+    benchmark = scripted(root, {"one": [RuntimeError("reference")], "two": []})
     assert list(run_job(benchmark, jobs_of(dataset)[0], tmp_path)) == []
     assert stored(tmp_path, dataset) == {}
 
@@ -171,22 +179,17 @@ def test_damaged_trace_file_is_refused_and_kept(root, tmp_path):
     assert (tmp_path / TRACES).read_text() == '{"definition": "x"'
 
 
-def test_cpu_inputs_are_the_same_in_every_run(root):
-    """Two workers, the same largest errors: the inputs are seeded with the workload's uuid."""
-    dataset = load_dataset(root)
-    (job, _) = jobs_of(dataset)
-    errors = []
-    for _ in range(2):
-        runner = CpuRunner(str(root / "logs"))
-        config = BenchmarkConfig(warmup_runs=1, iterations=2, num_trials=2, rtol=1e-9, atol=1e-9)
-        try:
-            results = runner.run_workload(
-                job.definition, job.workload.workload, job.solutions[:1], config, root
-            )
-        finally:
-            runner.close()
-        errors.append(results["one"].correctness.max_absolute_error)
-    assert errors[0] == errors[1]
+def test_cpu_inputs_are_new_in_every_run(root):
+    """What a solution has kept from an earlier run, anywhere, answers nothing in this one."""
+    (job, _) = jobs_of(load_dataset(root))
+    first, second = (draw_inputs(job.definition, job.workload.workload, root) for _ in range(2))
+    names = list(job.definition.inputs)
+    same = {
+        name
+        for name, x, y in zip(names, first, second, strict=True)
+        if (x.float().equal(y.float()) if isinstance(x, torch.Tensor) else x == y)
+    }
+    assert same == {"routing_logits", "scaling_factor"}  # of the workload
 
 
 # The script

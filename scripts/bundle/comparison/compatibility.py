@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable, Sequence
 from ..machine import UNKNOWN
 from ..paths import BadInput
 from .floor import Routing
-from .traces import DRIVER, TraceRecord
+from .traces import DRIVER, HARNESS, LAYOUT_0_1, TraceRecord
 
 ABSENT = "absent"  # the value of what a trace's environment does not name
+RELEASES_0_1 = ("0.1.0", "0.1.1", "0.1.2")  # those that LAYOUT_0_1 stands for
 
 
 class ComparisonError(BadInput):
@@ -20,7 +21,10 @@ class ComparisonError(BadInput):
 def recorded(name: str, values: Iterable[str]) -> list[str]:
     """The values of hardware, harness, driver or a library that say something: a library may be
     absent, but a driver is only not named, as in the harness's own traces."""
+    values = list(values)
     silent = {UNKNOWN, ABSENT} if name == DRIVER else {UNKNOWN}
+    if name == HARNESS and any(value.startswith(RELEASES_0_1) for value in values):
+        silent.add(LAYOUT_0_1)  # older traces of the same releases
     return [value for value in values if value not in silent]
 
 

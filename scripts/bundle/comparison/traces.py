@@ -14,11 +14,14 @@ from pydantic import ValidationError
 from ..machine import UNKNOWN
 from ..paths import BadInput
 
-# flashinfer-bench writes no version into a trace, but its versions differ in where they put it.
-# This matters: 0.1.x reports mean latencies on fresh clones, its successor medians without.
+# flashinfer-bench itself writes no version into a trace, but its versions differ in where they put
+# it. This matters: 0.1.x reports mean latencies on fresh clones, its successor medians without.
 LAYOUT_0_1 = "0.1.x, by its folders"  # traces/<op_type>/<definition>.jsonl
 LAYOUT_BY_AUTHOR = "newer than 0.1.x, by its folders"  # traces/<author>/<op_type>/...
-DRIVER = "driver"  # among the libraries of a trace's environment; the harness does not record it
+# Among the libraries of a trace's environment; the harness does not record them.
+DRIVER = "driver"
+HARNESS = "flashinfer_bench"
+NOTES = ("bundle", "gpu_clocks", "gpu_power_limit")  # what was recorded, not what it was run with
 
 
 class TraceError(BadInput):
@@ -45,10 +48,14 @@ class TraceRecord:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Everything recorded about where the trace was made, hardware first."""
+        """Everything about where the trace was made that its figures may depend on, hardware first.
+
+        The harness's own version counts, where it is recorded; the folders tell it else.
+        """
         recorded = self.trace.evaluation.environment
-        libs = {name: recorded.libs[name] for name in sorted(recorded.libs)}
-        return {"hardware": recorded.hardware, "flashinfer_bench": self.harness, **libs}
+        libs = {name: recorded.libs[name] for name in sorted(recorded.libs) if name not in NOTES}
+        harness = libs.pop(HARNESS, self.harness)
+        return {"hardware": recorded.hardware, HARNESS: harness, **libs}
 
 
 def load_traces(

@@ -1,40 +1,26 @@
 """flashinfer-bench on a machine without CUDA.
 
 The harness's runners and evaluators call torch.cuda throughout. This runner takes their place and
-keeps what they decide: statuses, tolerances, logs, time limit, one worker process that survives a
-failing solution and is restarted after a crash. It differs from them in three ways:
+keeps what they decide: statuses, tolerances, logs, time limit. It differs from them in this:
 
-* Outputs are filled with NaN before a destination-passing call: writing nothing cannot pass.
-* The timed call is the one that is checked. On a CPU a call takes seconds or, in Triton's
-  interpreter, a minute. Times are wall-clock.
+* Every solution runs in a process of its own, which ends with it; so does the reference. This
+  process holds the expected outputs, checks what comes back and measures with its own clock.
+* Every call, warm-ups too, has inputs that differ from the last call's, and is checked. Outputs are
+  poisoned before it, inputs compared after it.
 * The baseline is the lean oracle (see oracle.py) where the definition's reference allows it: the
   same bits, without 12 GiB of dequantised weights. Speed-ups are relative to the oracle's time.
 """
 
+from __future__ import annotations
+
 import ast
-import signal
-import time
-import traceback
-import zlib
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from flashinfer_bench.bench import Benchmark, BenchmarkConfig
-from flashinfer_bench.bench.evaluators import LowBitEvaluator, SamplingEvaluator, resolve_evaluator
-from flashinfer_bench.bench.evaluators.utils import allocate_outputs, normalize_result
-from flashinfer_bench.bench.runner.runner import Runner
-from flashinfer_bench.bench.utils import (
-    compute_error_stats,
-    gen_inputs,
-    load_safetensors,
-    make_eval,
-)
-from flashinfer_bench.compile import BuilderRegistry, BuildError
 from flashinfer_bench.data import (
-    Correctness,
     Definition,
     Evaluation,
     EvaluationStatus,
@@ -43,43 +29,58 @@ from flashinfer_bench.data import (
     TraceSet,
     Workload,
 )
-from flashinfer_bench.utils import redirect_stdio_to_file
-from torch import multiprocessing
 
-from ..dataset.oracle import build_oracle
+from ..sandbox.confinement import hide_memory
+from ..sandbox.launcher import Launcher, LauncherError
+from ..sandbox.solution_process import Failure, Limits, SolutionProcess, Subject
+from .harness import Runner, Settings, benchmark_with, evaluation, output_specs, settings_for
+from .judge import Verdict, WrongNumbers, check_inputs
+from .trials import Element, Trial, draw_inputs, make_calls, moved, tensors_of
 
 DEVICE = "cpu"
-LOW_BIT_MATCHED_RATIO = 0.95  # LowBitEvaluator's own default
+MEMORY_SHARE = 0.75
+"""Of the memory that is free when the runner starts, what one solution may take."""
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """What solutions are judged against on one workload, one entry per trial."""
+    """What solutions are judged against on one workload."""
 
     definition: Definition
-    inputs: list[list[Any]]
-    outputs: list[list[torch.Tensor]]
+    settings: Settings
+    trials: list[Trial]
     latency_ms: float
-    """Mean over the trials."""
+    """Mean over the timed calls."""
 
 
-class CpuBenchmark(Benchmark):
-    """The harness's Benchmark with a CpuRunner; its own constructor insists on a GPU runner."""
+def cpu_benchmark(
+    trace_set: TraceSet, config: BenchmarkConfig, limits: Limits | None = None
+) -> Benchmark:
+    """The harness's Benchmark with a CpuRunner."""
+    return benchmark_with(CpuRunner(limits or default_limits(config)), trace_set, config)
 
-    def __init__(self, trace_set: TraceSet, config: BenchmarkConfig) -> None:
-        self._trace_set = trace_set
-        self._config = config
-        self._registry = BuilderRegistry.get_instance()
-        self._runner = CpuRunner(config.log_dir)
+
+def default_limits(config: BenchmarkConfig) -> Limits:
+    return Limits(config.timeout_seconds, int(MEMORY_SHARE * free_memory()))
+
+
+def free_memory() -> int:
+    """Bytes that can be had without swapping."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("/proc/meminfo: expected a line MemAvailable, found none")
 
 
 class CpuRunner(Runner):
-    """Evaluates solutions in one worker process, which keeps the last workload's baseline."""
+    """Evaluates solutions one by one; keeps the last workload's baseline."""
 
-    def __init__(self, log_dir: str) -> None:
-        self._log_dir = log_dir
-        self._process = None
-        self._connection = None
+    def __init__(self, limits: Limits) -> None:
+        """limits: of each solution, and of each trial of the reference."""
+        hide_memory()
+        self._limits = limits
+        self._launcher: Launcher | None = None
+        self._baseline: Baseline | None = None
         self._baseline_of: tuple[str, str] | None = None
 
     def run_workload(
@@ -93,222 +94,154 @@ class CpuRunner(Runner):
         """Raises RuntimeError if the reference itself fails, as the harness's runners do."""
         evaluations = {}
         for solution in solutions:
-            self._prepare_baseline(definition, workload, config, root)
-            evaluations[solution.name] = self._run_solution(solution, config)
+            key = (definition.name, workload.uuid)
+            if self._baseline_of != key:
+                self._baseline = self._baseline_of = None  # frees the last one's inputs first
+                self._baseline = build_baseline(
+                    definition, workload, config, root, self._ready_launcher(), self._limits
+                )
+                self._baseline_of = key
+            evaluations[solution.name] = evaluate(
+                solution, self._baseline, self._ready_launcher(), self._limits
+            )
         return evaluations
 
     def close(self) -> None:
-        if self._process is not None:
-            self._process.terminate()
-            self._process.join()
-            self._connection.close()
-        self._process = self._connection = self._baseline_of = None
+        if self._launcher is not None:
+            self._launcher.close()
+        self._launcher = self._baseline = self._baseline_of = None
 
-    def _prepare_baseline(
-        self, definition: Definition, workload: Workload, config: BenchmarkConfig, root: Path
-    ) -> None:
-        if self._process is not None and not self._process.is_alive():
-            self.close()
-        key = (definition.name, workload.uuid)
-        if self._baseline_of == key:
-            return
-        if self._process is None:
-            context = multiprocessing.get_context("spawn")
-            self._connection, worker_end = context.Pipe()
-            self._process = context.Process(target=_serve, args=(worker_end,), daemon=True)
-            self._process.start()
-            worker_end.close()  # so that a dead worker reads as end of file
-        self._baseline_of = None
-        self._connection.send(("baseline", definition, workload, config, root))
-        try:
-            error = self._connection.recv()
-        except EOFError:
-            self.close()
-            raise RuntimeError("the worker died in the reference (out of memory?)") from None
-        if error is not None:
-            raise RuntimeError(error)
-        self._baseline_of = key
-
-    def _run_solution(self, solution: Solution, config: BenchmarkConfig) -> Evaluation:
-        log_path = str(Path(self._log_dir) / f"{solution.name}_{time.time()}.log")
-        self._connection.send(("solution", solution, config, log_path))
-        if not self._connection.poll(config.timeout_seconds):
-            self.close()
-            status, message = (
-                EvaluationStatus.TIMEOUT,
-                f"no result within {config.timeout_seconds} seconds",
-            )
-        else:
+    def _ready_launcher(self) -> Launcher:
+        """A living launcher; one more attempt, as something may have killed the first."""
+        if self._launcher is None or not self._launcher.alive:
+            self.close_launcher()
             try:
-                return self._connection.recv()
-            except EOFError:
-                self._process.join()
-                status, message = (
-                    EvaluationStatus.RUNTIME_ERROR,
-                    f"the worker process died with exit code {self._process.exitcode}",
-                )
-                self.close()
-        return make_eval(status, DEVICE, log_path, extra_msg=message)
+                self._launcher = Launcher.start()
+            except LauncherError:
+                self._launcher = Launcher.start()
+        return self._launcher
 
-
-def _serve(connection) -> None:
-    """The worker process: answers each request until the runner goes away."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this one
-    baseline = None
-    while True:
-        try:
-            command, *arguments = connection.recv()
-        except EOFError:
-            return
-        if command == "baseline":
-            baseline = None  # frees the last workload's inputs before making the next ones
-            try:
-                baseline = build_baseline(*arguments)
-                connection.send(None)
-            except Exception as error:
-                connection.send(f"{type(error).__name__}: {error}")
-        else:
-            solution, config, log_path = arguments
-            redirect_stdio_to_file(log_path)
-            connection.send(evaluate(solution, baseline, config, log_path))
+    def close_launcher(self) -> None:
+        if self._launcher is not None:
+            self._launcher.close()
+            self._launcher = None
 
 
 def build_baseline(
-    definition: Definition, workload: Workload, config: BenchmarkConfig, root: Path
+    definition: Definition,
+    workload: Workload,
+    config: BenchmarkConfig,
+    root: Path,
+    launcher: Launcher,
+    limits: Limits,
 ) -> Baseline:
-    """Inputs, outputs and mean time of the reference for `config.num_trials` trials.
+    """Inputs, expected outputs and mean time of the reference.
 
-    Random inputs are drawn with a seed taken from the workload's UUID: every run checks the same.
+    Raises RuntimeError if it fails or takes too long.
     """
-    if resolve_evaluator(definition) is SamplingEvaluator:
-        raise ValueError(f"{definition.name}: sampling definitions are only evaluated on CUDA")
-    reference = _reference(definition)
-    loaded = load_safetensors(definition, workload, root)
-    torch.manual_seed(zlib.crc32(workload.uuid.encode()))
-    inputs, outputs, latencies = [], [], []
-    for _ in range(config.num_trials):
-        inputs.append(gen_inputs(definition, workload, DEVICE, loaded))
-        result, latency_ms = _time(reference, lambda: inputs[-1], config)
-        outputs.append(normalize_result(definition, result, DEVICE))
-        latencies.append(latency_ms)
-    return Baseline(definition, inputs, outputs, sum(latencies) / len(latencies))
+    settings = settings_for(config, definition)
+    subject = Subject(definition, lean=has_oracle(definition))
+    trials: list[Trial] = []
+    seconds: list[float] = []
+    for _ in range(settings.num_trials):
+        inputs = draw_inputs(definition, workload, root)
+        outputs = output_specs(definition, inputs)
+        with SolutionProcess(launcher, subject, inputs, outputs, limits) as process:
+            try:
+                process.build()
+                process.give(inputs)
+                reference = partial(call_reference, process, tensors_of(inputs))
+                calls, took = make_calls(definition, inputs, settings, reference)
+            except Failure as failure:
+                raise RuntimeError(f"the reference: {failure.message}") from failure
+        check_tolerances(calls[-1].expected, settings)
+        trials.append(Trial(inputs, calls))
+        seconds += took[-settings.iterations :]
+    return Baseline(definition, settings, trials, 1e3 * sum(seconds) / len(seconds))
+
+
+def call_reference(
+    process: SolutionProcess, given: list[torch.Tensor], element: Element
+) -> tuple[list[torch.Tensor], float]:
+    """Outputs and seconds with one element changed, which is put back."""
+    result = process.call(element)
+    process.put_back(element, given)
+    return result
+
+
+def check_tolerances(expected: list[torch.Tensor], settings: Settings) -> None:
+    """Raises RuntimeError if an output of zeros is within the tolerances everywhere."""
+    for output in expected:
+        if output.any() and not moved(torch.zeros_like(output), output, settings).any():
+            raise RuntimeError(
+                f"atol {settings.atol}, rtol {settings.rtol}: expected tolerances that tell zeros "
+                f"from the reference's output, of at most {output.float().abs().max():g}"
+            )
 
 
 def evaluate(
-    solution: Solution, baseline: Baseline, config: BenchmarkConfig, log_path: str
+    solution: Solution, baseline: Baseline, launcher: Launcher, limits: Limits
 ) -> Evaluation:
-    """Build and run one solution, and decide as the harness's evaluators do."""
-    definition = baseline.definition
-    try:
-        runnable = BuilderRegistry.get_instance().build(definition, solution)
-    except BuildError:
-        traceback.print_exc()
-        return make_eval(EvaluationStatus.COMPILE_ERROR, DEVICE, log_path)
-    except Exception:
-        traceback.print_exc()
-        return make_eval(EvaluationStatus.RUNTIME_ERROR, DEVICE, log_path)
-    if config.required_matched_ratio is None and resolve_evaluator(definition) is LowBitEvaluator:
-        config = replace(config, required_matched_ratio=LOW_BIT_MATCHED_RATIO)
-
-    max_abs, max_rel, min_matched, enough = 0.0, 0.0, 1.0, True
-    latencies = []
-    for inputs, expected in zip(baseline.inputs, baseline.outputs, strict=True):
-        try:
-            outputs, latency_ms = _call(runnable, definition, inputs, config)
-        except Exception:
-            traceback.print_exc()
-            return make_eval(EvaluationStatus.RUNTIME_ERROR, DEVICE, log_path)
-        latencies.append(latency_ms)
-        for output, reference in zip(outputs, expected, strict=True):
-            if output.shape != reference.shape:
-                return make_eval(EvaluationStatus.INCORRECT_SHAPE, DEVICE, log_path)
-            if output.dtype != reference.dtype:
-                return make_eval(EvaluationStatus.INCORRECT_DTYPE, DEVICE, log_path)
-            non_finite = _non_finite(output)
-            if non_finite is not None:
-                return make_eval(
-                    EvaluationStatus.INCORRECT_NUMERICAL,
-                    DEVICE,
-                    log_path,
-                    correctness=Correctness(
-                        max_relative_error=non_finite, max_absolute_error=non_finite
-                    ),
-                )
-            abs_error, rel_error, exceeds, matched = compute_error_stats(output, reference, config)
-            max_abs, max_rel = max(max_abs, abs_error), max(max_rel, rel_error)
-            min_matched, enough = min(min_matched, matched), enough and not exceeds
-
-    correctness = Correctness(
-        max_relative_error=max_rel,
-        max_absolute_error=max_abs,
-        extra={"matched_ratio": min_matched},
+    """Run one solution in a process of its own, and decide as the harness's evaluators do."""
+    verdict = Verdict()
+    correctness = None
+    seconds: list[float] = []
+    inputs = baseline.trials[0].inputs
+    process = SolutionProcess(
+        launcher,
+        Subject(baseline.definition, solution),
+        inputs,
+        output_specs(baseline.definition, inputs),
+        limits,
     )
-    if not enough:
-        return make_eval(
-            EvaluationStatus.INCORRECT_NUMERICAL, DEVICE, log_path, correctness=correctness
-        )
-    latency_ms = sum(latencies) / len(latencies)
+    try:
+        with process:
+            process.build()
+            for trial in baseline.trials:
+                seconds += run_trial(process, trial, baseline, verdict)
+            process.end()
+        status, message = EvaluationStatus.PASSED, ""
+    except WrongNumbers as failure:
+        status, message, correctness = failure.status, failure.message, failure.correctness
+    except Failure as failure:
+        status, message = failure.status, failure.message
+    log = "\n".join(filter(None, [str(process.printed).rstrip("\n"), message]))
+    if status is not EvaluationStatus.PASSED:
+        return evaluation(status, DEVICE, log, correctness)
+    latency_ms = 1e3 * sum(seconds) / len(seconds)
     performance = Performance(
         latency_ms=latency_ms,
         reference_latency_ms=baseline.latency_ms,
         speedup_factor=baseline.latency_ms / latency_ms,
     )
-    return make_eval(
-        EvaluationStatus.PASSED, DEVICE, log_path, correctness=correctness, performance=performance
-    )
+    return evaluation(status, DEVICE, log, verdict.correctness, performance)
 
 
-def _reference(definition: Definition) -> Callable:
-    """The lean oracle where the reference has what it needs, else the reference itself."""
-    functions = {
+def run_trial(
+    process: SolutionProcess, trial: Trial, baseline: Baseline, verdict: Verdict
+) -> list[float]:
+    """The seconds of the timed calls of one trial; raises Failure."""
+    definition, settings = baseline.definition, baseline.settings
+    names = [
+        name
+        for name, value in zip(definition.inputs, trial.inputs, strict=True)
+        if isinstance(value, torch.Tensor)
+    ]
+    process.give(trial.inputs)
+    seconds = []
+    for call in trial.calls:
+        outputs, took = process.call(call.element)
+        check_inputs(names, process.inputs, tensors_of(trial.inputs), call.element)
+        verdict.add(list(definition.outputs), outputs, call, settings)
+        seconds.append(took)
+    return seconds[-settings.iterations :]
+
+
+def has_oracle(definition: Definition) -> bool:
+    """Whether the reference has what the lean oracle needs."""
+    functions = [
         node.name
         for node in ast.parse(definition.reference).body
         if isinstance(node, ast.FunctionDef)
-    }
-    if "dequantize_weights" in functions:
-        return build_oracle(definition)
-    return BuilderRegistry.get_instance().build_reference(definition)
-
-
-def _call(
-    runnable: Callable, definition: Definition, inputs: list[Any], config: BenchmarkConfig
-) -> tuple[list[torch.Tensor], float]:
-    """The outputs of the last timed call and the mean time in ms.
-
-    Every call gets clones of the inputs: one that changes them must not spoil the next.
-    """
-    outputs: list[torch.Tensor] = []
-
-    def arguments() -> list[Any]:
-        outputs[:] = allocate_outputs(definition, inputs, DEVICE) if is_dps else []
-        for output in outputs:
-            if output.is_floating_point():
-                output.fill_(float("nan"))
-        clones = [value.clone() if isinstance(value, torch.Tensor) else value for value in inputs]
-        return clones + outputs
-
-    is_dps = runnable.metadata.destination_passing_style
-    result, latency_ms = _time(runnable, arguments, config)
-    return outputs if is_dps else normalize_result(definition, result, DEVICE), latency_ms
-
-
-def _time(
-    function: Callable, arguments: Callable[[], list[Any]], config: BenchmarkConfig
-) -> tuple[Any, float]:
-    """The last result of `function(*arguments())` and the mean time of its timed calls in ms."""
-    seconds = 0.0
-    with torch.no_grad():
-        for call in range(config.warmup_runs + config.iterations):
-            values = arguments()
-            start = time.perf_counter()
-            result = function(*values)
-            if call >= config.warmup_runs:
-                seconds += time.perf_counter() - start
-    return result, seconds / config.iterations * 1e3
-
-
-def _non_finite(output: torch.Tensor) -> float | None:
-    """Infinity or NaN if `output` has any, looking for them in the harness's order."""
-    if torch.isinf(output).any():
-        return float("inf")
-    return float("nan") if torch.isnan(output).any() else None
+    ]
+    return "dequantize_weights" in functions

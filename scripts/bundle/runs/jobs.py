@@ -9,20 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flashinfer_bench.bench import Benchmark
-from flashinfer_bench.data import (
-    Definition,
-    EvaluationStatus,
-    Solution,
-    Trace,
-    save_jsonl_file,
-)
+from flashinfer_bench.data import Definition, Solution, Trace
 
-from ..comparison.traces import DRIVER, load_traces
-from ..machine import driver_version
-
-# flashinfer-bench 0.1.2: after a worker's restart, the other solutions of that workload are given
-# the dead worker's baseline. The failure is not theirs.
-DEAD_BASELINE = "Unexpected error: Baseline handle not found"
+from .harness import is_dead_baseline
+from .provenance import facts
+from .store import read_traces, store_traces
 
 
 @dataclass(frozen=True)
@@ -52,7 +43,7 @@ def unfinished(jobs: list[Job], traces_dir: Path) -> list[Job]:
 
 
 def run_job(benchmark: Benchmark, job: Job, traces_dir: Path) -> Iterator[Trace]:
-    """Run one job and yield its traces, each already stored.
+    """Run one job and yield its traces, each already stored; raises StoreError if it cannot be.
 
     The benchmark's trace set need only have a root: what is in it is replaced by the job.
     A solution without a trace was not judged: the reference failed, and the harness has logged why.
@@ -60,7 +51,7 @@ def run_job(benchmark: Benchmark, job: Job, traces_dir: Path) -> Iterator[Trace]
     victims = []
     finished = []
     for trace in _evaluate(benchmark, job):
-        (victims if _is_victim(trace) else finished).append(trace)
+        (victims if is_dead_baseline(trace.evaluation) else finished).append(trace)
     store_traces(traces_dir, job.definition, finished)
     yield from finished
     for victim in victims:
@@ -70,53 +61,17 @@ def run_job(benchmark: Benchmark, job: Job, traces_dir: Path) -> Iterator[Trace]
         yield from again
 
 
-def trace_path(traces_dir: Path, definition: Definition) -> Path:
-    """The file that flashinfer-bench 0.1.2 keeps a definition's traces in."""
-    return traces_dir / definition.op_type / f"{definition.name}.jsonl"
-
-
-def read_traces(traces_dir: Path, definition: Definition) -> list[Trace]:
-    """All stored traces of a definition; raises TraceError, naming the line, for a damaged file."""
-    path = trace_path(traces_dir, definition)
-    return [record.trace for record in load_traces([path])[0]] if path.exists() else []
-
-
-def store_traces(traces_dir: Path, definition: Definition, new: list[Trace]) -> None:
-    """Add traces, each in place of an older one of the same solution on the same workload.
-
-    The file is replaced as a whole: a crash leaves the old one or the new one.
-    """
-    if not new:
-        return
-    replaced = {(trace.solution, trace.workload.uuid) for trace in new}
-    kept = [
-        trace
-        for trace in read_traces(traces_dir, definition)
-        if (trace.solution, trace.workload.uuid) not in replaced
-    ]
-    path = trace_path(traces_dir, definition)
-    temporary = path.with_suffix(".jsonl.new")
-    save_jsonl_file(kept + new, temporary)
-    temporary.replace(path)
-
-
 def _evaluate(benchmark: Benchmark, job: Job) -> list[Trace]:
-    """Have the harness run exactly this job; its traces also name the driver."""
+    """Have the harness run exactly this job; its traces also say what it was run with."""
     trace_set = benchmark.get_trace_set()
     name = job.definition.name
     trace_set.definitions = {name: job.definition}
     trace_set.solutions = {name: job.solutions}
     trace_set.workloads = {name: [job.workload]}
     traces = benchmark.run_all(dump_traces=False).traces.get(name, [])
-    if driver := driver_version():
-        for trace in traces:
-            trace.evaluation.environment.libs[DRIVER] = driver
+    for trace in traces:
+        trace.evaluation.environment.libs.update(facts())
     return traces
-
-
-def _is_victim(trace: Trace) -> bool:
-    evaluation = trace.evaluation
-    return evaluation.status is EvaluationStatus.RUNTIME_ERROR and DEAD_BASELINE in evaluation.log
 
 
 def _same_workload(trace: Trace, workload: Trace) -> bool:

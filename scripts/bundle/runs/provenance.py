@@ -1,0 +1,50 @@
+"""What a trace says about where it was made, beyond what the harness records.
+
+All of it goes into environment.libs, the only place for it in the harness's schema.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from functools import cache
+
+import torch
+
+from ..machine import UNKNOWN
+from ..paths import ROOT
+from .harness import harness_version
+
+HARNESS, BUNDLE, DRIVER = "flashinfer_bench", "bundle", "driver"
+CLOCKS, POWER_LIMIT = "gpu_clocks", "gpu_power_limit"
+QUERY = ("driver_version", "clocks.max.sm", "clocks.max.mem", "power.limit")
+
+
+@cache
+def facts() -> dict[str, str]:
+    """Versions of harness, bundle and driver; the GPU's greatest clocks and power limit."""
+    found = {HARNESS: harness_version(), BUNDLE: bundle_version()}
+    if torch.cuda.is_available():
+        driver, sm, memory, power = _query_gpu()
+        found |= {DRIVER: driver, CLOCKS: f"SM {sm}, memory {memory}", POWER_LIMIT: power}
+    return found
+
+
+def bundle_version() -> str:
+    """The commit, with a + if files of it were changed; unknown in a copy without history."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=12", "--dirty=+",
+               "--exclude=*"]  # fmt: skip
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return UNKNOWN
+
+
+def _query_gpu() -> list[str]:
+    """The fields of QUERY, of the first GPU."""
+    command = ["nvidia-smi", f"--query-gpu={','.join(QUERY)}", "--format=csv,noheader", "--id=0"]
+    try:
+        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        return [UNKNOWN] * len(QUERY)  # nvidia-smi is not part of every container
+    fields = [field.strip() for field in done.stdout.split(",")]
+    return fields if len(fields) == len(QUERY) else [UNKNOWN] * len(QUERY)

@@ -1,0 +1,137 @@
+"""Traces on disk: added one by one, by several runs at once, whole at every moment."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from flashinfer_bench.data import Definition, Trace
+
+from ..comparison.traces import load_traces
+from ..paths import BadInput
+
+LOCK_SECONDS = 60
+"""A store takes milliseconds; somebody who holds the lock longer has been stopped."""
+
+
+class StoreError(BadInput):
+    """Finished traces could not be stored; the text says where they are instead."""
+
+
+def trace_path(traces_dir: Path, definition: Definition) -> Path:
+    """The file that flashinfer-bench 0.1.2 keeps a definition's traces in."""
+    return traces_dir / definition.op_type / f"{definition.name}.jsonl"
+
+
+def read_traces(traces_dir: Path, definition: Definition) -> list[Trace]:
+    """All stored traces of a definition; raises TraceError, naming the line, for a damaged file."""
+    return [trace for trace, _ in _read(trace_path(traces_dir, definition))]
+
+
+def check_store(traces_dir: Path, definitions: Sequence[Definition]) -> None:
+    """Before anything is run: what is stored can be read, and there can be stored more.
+
+    Raises BadInput.
+    """
+    for definition in {definition.name: definition for definition in definitions}.values():
+        path = trace_path(traces_dir, definition)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=path.parent):
+                read_traces(traces_dir, definition)
+        except OSError as error:
+            raise BadInput(f"--traces {traces_dir}: cannot store traces: {error}") from error
+
+
+def store_traces(traces_dir: Path, definition: Definition, new: Sequence[Trace]) -> None:
+    """Add traces, each in place of an older one of the same solution on the same workload.
+
+    The file is replaced as a whole, under a lock: a crash leaves the old one or the new one, and
+    two runs lose nothing of each other's. Raises StoreError if that fails, with the traces kept in
+    a file elsewhere.
+    """
+    if not new:
+        return
+    path = trace_path(traces_dir, definition)
+    replaced = {(trace.solution, trace.workload.uuid) for trace in new}
+    try:
+        with _locked(path):
+            lines = [
+                line
+                for trace, line in _read(path)
+                if (trace.solution, trace.workload.uuid) not in replaced
+            ]
+            lines += [_line(trace) for trace in new]
+            write_bytes(path, b"".join(lines))
+    except OSError as error:
+        raise StoreError(f"{path}: {error}; {_rescue(new)}") from error
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file in one step, under a name of its own until it is whole.
+
+    A link is replaced, not followed: a folder from elsewhere may hold one that leads anywhere.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".new")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(descriptor)
+            os.fchmod(descriptor, 0o666 & ~_umask())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """The lock stays beside the file: removing it would let two runs hold one each."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_name(f".{path.name}.lock")
+    try:
+        with FileLock(lock, timeout=LOCK_SECONDS):
+            yield
+    except Timeout as error:
+        raise OSError(f"{lock} has been locked by another run for {LOCK_SECONDS} s") from error
+
+
+def _read(path: Path) -> list[tuple[Trace, bytes]]:
+    """Each trace with its line, which may hold more than the harness's schema."""
+    if not path.exists():
+        return []
+    content = path.read_bytes()
+    if not content.strip():
+        return []
+    lines = content.splitlines(keepends=True)
+    records, _ = load_traces([path])
+    return [(record.trace, lines[record.line - 1].rstrip(b"\r\n") + b"\n") for record in records]
+
+
+def _line(trace: Trace) -> bytes:
+    return trace.model_dump_json().encode() + b"\n"
+
+
+def _rescue(traces: Sequence[Trace]) -> str:
+    """Put traces where there is room, and say where that is."""
+    try:
+        with tempfile.NamedTemporaryFile(
+            prefix="traces_", suffix=".jsonl", delete=False
+        ) as file:  # fmt: skip
+            file.writelines(map(_line, traces))
+        return f"{len(traces)} finished trace(s) are in {file.name}"
+    except OSError:
+        return "finished traces, to be kept by hand:\n" + b"".join(map(_line, traces)).decode()
+
+
+def _umask() -> int:
+    """What new files are masked with; there is no way to ask for it alone."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,10 @@
+"""Somebody else's code in a process of its own, which can harm nothing but its own result.
+
+parent (holds inputs, expected outputs and the clock)
+  └ launcher (launcher.py: has imported PyTorch and the harness, forks, and reaps every descendant)
+      └ the solution's process (contestant.py: builds the solution and calls it when told to)
+
+Parent and solution share one block of memory for the tensors and exchange messages of fixed size
+(channel.py); nothing that a solution's process says is unpickled or evaluated. confinement.py holds
+what the kernel enforces, processes.py how to find and end whatever a solution has started.
+"""

@@ -1,0 +1,339 @@
+"""The parent's side: one solution (or reference) in its process, with limits, memory and clock."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import select
+import signal
+import socket
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from flashinfer_bench.data import Definition, EvaluationStatus, Solution
+
+from .channel import (
+    ANSWER,
+    Answer,
+    Command,
+    Outcome,
+    Request,
+    create_memory,
+    lay_out,
+    open_tensors,
+)
+from .contestant import Order
+from .launcher import Launcher
+from .poison import poison
+from .processes import descendants, memory_of
+
+HEAD_BYTES, TAIL_BYTES = 16 << 10, 48 << 10
+"""What is kept of what a solution prints: the beginning and the end."""
+WATCH_SECONDS = 0.5
+"""Between two looks at the memory and the number of its processes."""
+MAX_PROCESSES = 256
+LAST_WORDS_SECONDS = 0.25
+"""For a forked copy to come back, or a left-over thread to end the process, after the last call."""
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a solution may take before it is ended."""
+
+    seconds: float
+    """In which it has to answer, build and calls together."""
+    memory_bytes: int | None = None
+    """Of private memory, all its processes together; None: unlimited."""
+    printed_bytes: int = 1 << 30
+
+
+class Failure(Exception):
+    """The solution's process gave no usable result; why, for people, is the text."""
+
+    def __init__(self, status: EvaluationStatus, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+
+
+class PrintedText:
+    """The beginning and the end of a stream, however long it is."""
+
+    def __init__(self) -> None:
+        self.head = b""
+        self.tail = b""
+        self.total = 0
+
+    def add(self, data: bytes) -> None:
+        self.total += len(data)
+        room = HEAD_BYTES - len(self.head)
+        self.head += data[:room]
+        self.tail = (self.tail + data[room:])[-TAIL_BYTES:] if len(data) > room else self.tail
+
+    def __str__(self) -> str:
+        omitted = self.total - len(self.head) - len(self.tail)
+        middle = f"\n[{omitted} bytes left out]\n".encode() if omitted else b""
+        return (self.head + middle + self.tail).decode("utf-8", "replace")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is to be run: a solution or, with None, the definition's reference."""
+
+    definition: Definition
+    solution: Solution | None = None
+    lean: bool = False
+    """Whether the oracle stands for the reference."""
+
+
+class SolutionProcess:
+    """A context manager: on leaving, nothing that the solution started is left."""
+
+    def __init__(
+        self,
+        launcher: Launcher,
+        subject: Subject,
+        arguments: Sequence[Any],
+        outputs: Sequence[tuple[str, torch.dtype, tuple[int, ...]]],
+        limits: Limits,
+        device: str = "cpu",
+    ) -> None:
+        """arguments: tensors and scalars in the definition's order; they tell shapes only."""
+        self.limits = limits
+        self.launcher = launcher
+        self.printed = PrintedText()
+        self._left = limits.seconds
+        names = list(subject.definition.inputs)
+        tensors = [
+            (name, value.dtype, tuple(value.shape))
+            for name, value in zip(names, arguments, strict=True)
+            if isinstance(value, torch.Tensor)
+        ]
+        slots, size = lay_out([*tensors, *outputs])
+        self._memory = create_memory(size)
+        mapped = open_tensors(self._memory, slots)
+        self.inputs = mapped[: len(tensors)]
+        """The tensors among the arguments, as the solution sees them."""
+        self.outputs = mapped[len(tensors) :]
+        of_inputs = iter(slots)
+        is_tensor = [isinstance(value, torch.Tensor) for value in arguments]
+        self._order = Order(
+            definition=subject.definition.model_dump_json(),
+            solution=subject.solution and subject.solution.model_dump_json(),
+            lean=subject.lean,
+            inputs=[next(of_inputs) if tensor else None for tensor in is_tensor],
+            scalars=[
+                None if tensor else value
+                for tensor, value in zip(is_tensor, arguments, strict=True)
+            ],
+            outputs=slots[len(tensors) :],
+            memory_limit=limits.memory_bytes,
+            confined=device == "cpu",
+            device=device,
+        )
+
+    def __enter__(self) -> SolutionProcess:
+        self._folder = tempfile.TemporaryDirectory(prefix="solution_", ignore_cleanup_errors=True)
+        text = self._order.to_json()
+        self._connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._log, log_end = os.pipe2(os.O_CLOEXEC)
+        order = create_memory(len(text), text)
+        try:
+            self.pid = self.launcher.fork(
+                [theirs.fileno(), log_end, self._memory, order], Path(self._folder.name)
+            )
+            self._pidfd = os.pidfd_open(self.pid)
+        except BaseException:
+            self._pidfd = None
+            self._release()
+            raise
+        finally:
+            theirs.close()
+            os.close(log_end)
+            os.close(order)
+        os.set_blocking(self._log, False)
+        self._connection.setblocking(False)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.launcher.reap()
+        self._read_log()
+        self._release()
+
+    def _release(self) -> None:
+        self._connection.close()
+        os.close(self._log)
+        os.close(self._memory)
+        if self._pidfd is not None:
+            os.close(self._pidfd)
+        self._folder.cleanup()
+
+    def build(self) -> None:
+        self._ask(Command.BUILD)
+
+    def give(self, arguments: Sequence[Any]) -> None:
+        """Put the tensors among `arguments` into the shared memory."""
+        given = [value for value in arguments if isinstance(value, torch.Tensor)]
+        for mine, value in zip(self.inputs, given, strict=True):
+            mine.copy_(value)
+
+    def put_back(self, element: tuple, given: Sequence[torch.Tensor]) -> None:
+        """Undo the change of an element; `given` holds the tensors as they were."""
+        number, index, _ = element
+        self.inputs[number].view(-1)[index] = given[number].view(-1)[index]
+
+    def call(self, element: tuple[int, int, torch.Tensor] | None = None) -> tuple[list, float]:
+        """Poison the outputs, call once, and return copies of the outputs and the seconds it took.
+
+        element: (number of the input tensor, flat index, value) to be changed after the clock was
+        started. The clock stops when the outputs are copied: what is written later comes too late.
+        """
+        for output in self.outputs:
+            poison(output)
+        start = time.perf_counter()
+        if element is not None:
+            number, index, value = element
+            self.inputs[number].view(-1)[index] = value
+        self._ask(Command.CALL)
+        copies = [output.clone() for output in self.outputs]
+        return copies, time.perf_counter() - start
+
+    def end(self) -> None:
+        """Let the process end; a last look for forked copies and threads that spoil the end."""
+        answer = self._ask(Command.END)
+        deadline = time.monotonic() + LAST_WORDS_SECONDS
+        others = set(descendants(self.launcher.process.pid)) - {self.pid}
+        if not others and not answer.number:
+            deadline = 0.0
+        while True:
+            ready, _, _ = select.select(
+                [self._connection, self._pidfd], [], [], max(deadline - time.monotonic(), 0.0)
+            )
+            if self._connection in ready and (message := self._receive()):
+                self._check_answer(message, b"")
+            if self._pidfd in ready:
+                raise Failure(EvaluationStatus.RUNTIME_ERROR, self._how_it_died())
+            if not ready:
+                return
+
+    @property
+    def left_behind(self) -> int:
+        """The processes that the solution has started and that still run."""
+        return len(set(descendants(self.launcher.process.pid)) - {self.pid})
+
+    def _ask(self, command: Command, number: int = 1) -> Answer:
+        """Send a request and return its answer; raises Failure for anything else."""
+        request = Request(secrets.token_bytes(16), command, number)
+        try:
+            self._connection.send(request.pack())
+        except OSError:
+            raise Failure(EvaluationStatus.RUNTIME_ERROR, self._how_it_died()) from None
+        begun = time.monotonic()
+        try:
+            message = self._wait(begun + self._left)
+        finally:
+            self._left -= time.monotonic() - begun
+        answer = self._check_answer(message, request.nonce)
+        if answer.outcome is not Outcome.DONE:
+            raise Failure(EvaluationStatus[answer.outcome.name], answer.text)
+        return answer
+
+    def _check_answer(self, message: bytes, nonce: bytes) -> Answer:
+        try:
+            answer = Answer.unpack(message)
+        except ValueError as error:
+            raise Failure(
+                EvaluationStatus.RUNTIME_ERROR, f"wrote something of its own to the runner: {error}"
+            ) from None
+        if answer.outcome is Outcome.COPY_RETURNED:
+            raise Failure(
+                EvaluationStatus.RUNTIME_ERROR, "forked, and the copy came back from it, too"
+            )
+        if answer.nonce != nonce:
+            raise Failure(
+                EvaluationStatus.RUNTIME_ERROR, "answered a request that was not made, or twice"
+            )
+        return answer
+
+    def _wait(self, deadline: float) -> bytes:
+        """The next message; meanwhile read what is printed and watch the limits."""
+        open_ends = [self._connection, self._log, self._pidfd]
+        next_look = time.monotonic() + WATCH_SECONDS
+        while True:
+            now = time.monotonic()
+            if now >= deadline:
+                raise Failure(
+                    EvaluationStatus.TIMEOUT, f"no result within {self.limits.seconds:g} seconds"
+                )
+            wait = max(min(deadline, next_look) - now, 0.0)
+            ready, _, _ = select.select(open_ends, [], [], wait)
+            if self._connection in ready:
+                if message := self._receive():
+                    return message
+                open_ends.remove(self._connection)  # closed; the process may end or hang
+            if self._log in ready:
+                before = self.printed.total
+                if self._read_log() == before:
+                    open_ends.remove(self._log)
+                if self.printed.total > self.limits.printed_bytes:
+                    raise Failure(
+                        EvaluationStatus.RUNTIME_ERROR,
+                        f"printed more than {self.limits.printed_bytes} bytes",
+                    )
+            if self._pidfd in ready:
+                raise Failure(EvaluationStatus.RUNTIME_ERROR, self._how_it_died())
+            if time.monotonic() >= next_look:
+                self._check_limits()
+                next_look = time.monotonic() + WATCH_SECONDS
+
+    def _receive(self) -> bytes:
+        """A message, or nothing if there is none: the socket is closed, or was read by nobody."""
+        try:
+            return self._connection.recv(ANSWER.size + 1)
+        except OSError:
+            return b""
+
+    def _read_log(self) -> int:
+        """Read what is there of the log now; returns the bytes printed so far."""
+        for _ in range(64):  # a solution that prints for ever must not keep us here
+            try:
+                data = os.read(self._log, 1 << 16)
+            except BlockingIOError:
+                break
+            if not data:
+                break
+            self.printed.add(data)
+        return self.printed.total
+
+    def _check_limits(self) -> None:
+        processes = descendants(self.launcher.process.pid)
+        if len(processes) > MAX_PROCESSES:
+            raise Failure(
+                EvaluationStatus.RUNTIME_ERROR, f"started more than {MAX_PROCESSES} processes"
+            )
+        limit = self.limits.memory_bytes
+        if limit is not None and memory_of(processes) > limit:
+            raise Failure(
+                EvaluationStatus.RUNTIME_ERROR, f"took more than {limit / GIB:.1f} GiB of memory"
+            )
+
+    def _how_it_died(self) -> str:
+        """Asks the launcher, which ends and reaps everything."""
+        status = self.launcher.reap()
+        if status is None:
+            return "ended the process that had started it"
+        if os.WIFEXITED(status):
+            return f"the process ended itself with exit status {os.WEXITSTATUS(status)}"
+        number = os.WTERMSIG(status)
+        try:
+            name = signal.Signals(number).name
+        except ValueError:
+            name = f"signal {number}"
+        hint = {signal.SIGKILL: " (out of memory?)", signal.SIGXFSZ: " (a file grew too large)"}
+        return f"killed by signal {number}, {name}{hint.get(number, '')}"
