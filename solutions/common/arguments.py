@@ -5,10 +5,13 @@ GPU. NaN and Inf in the data therefore take the arithmetic's course, as in the r
 """
 
 from functools import lru_cache
+from numbers import Integral, Real
 
 import torch
 
 from .geometry import Geometry
+
+FP32_MAX = torch.finfo(torch.float32).max
 
 
 @lru_cache(maxsize=64)
@@ -32,6 +35,30 @@ def _layout(geometry: Geometry, num_tokens: int) -> tuple:
         ("gemm2_weights_scale", (e, h // block, i // block), fp32),
         ("output", (num_tokens, h), bf16),
     )
+
+
+def checked_scalars(local_expert_offset, routed_scaling_factor) -> tuple[int, float]:
+    """The two scalar arguments as Python numbers; an integer will do for the factor.
+
+    Raises TypeError for anything but an integer and a number: a bool, a str, None, a fraction, an
+    array or a tensor, which would have to be waited for. Raises ValueError for a factor that is
+    not finite in fp32.
+    """
+    if not isinstance(local_expert_offset, Integral) or isinstance(local_expert_offset, bool):
+        raise TypeError(
+            "local_expert_offset: expected an int, got "
+            f"{type(local_expert_offset).__name__} {local_expert_offset!r}"
+        )
+    if not isinstance(routed_scaling_factor, Real) or isinstance(routed_scaling_factor, bool):
+        raise TypeError(
+            "routed_scaling_factor: expected a float, got "
+            f"{type(routed_scaling_factor).__name__} {routed_scaling_factor!r}"
+        )
+    if not abs(routed_scaling_factor) <= FP32_MAX:
+        raise ValueError(
+            f"routed_scaling_factor: expected a finite fp32 value, got {routed_scaling_factor}"
+        )
+    return int(local_expert_offset), float(routed_scaling_factor)
 
 
 def check_arguments(geometry: Geometry, tensors: tuple, local_expert_offset: int) -> None:

@@ -1,6 +1,6 @@
 """MoE layer in stages with a padded grouped GEMM in CuTe DSL; padding by loops over the experts."""
 
-from ..common.arguments import check_arguments
+from ..common.arguments import check_arguments, checked_scalars
 from ..common.cutedsl.padded_gemm import padded_gemm
 from ..common.geometry import DEEPSEEK_V3_EP8
 from ..common.padded_moe import moe
@@ -21,7 +21,7 @@ def run(
     output,
 ):
     """Entry point: shapes and dtypes are the definition's; writes output [T, H] bf16."""
-    offset, factor = int(local_expert_offset), float(routed_scaling_factor)
+    offset, factor = checked_scalars(local_expert_offset, routed_scaling_factor)
     check_arguments(
         DEEPSEEK_V3_EP8,
         (routing_logits, routing_bias, hidden_states, hidden_states_scale, gemm1_weights,

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import torch
 
-from ..common.arguments import check_arguments
+from ..common.arguments import check_arguments, checked_scalars
 from ..common.cutedsl.layer import compiled_layer, layer_buffers
 from ..common.geometry import DEEPSEEK_V3_EP8
 from ..common.workspace import Workspace
@@ -37,7 +37,7 @@ def run(
     output,
 ):
     """Entry point: shapes and dtypes are the definition's; writes output [T, H] bf16."""
-    offset, factor = int(local_expert_offset), float(routed_scaling_factor)
+    offset, factor = checked_scalars(local_expert_offset, routed_scaling_factor)
     inputs = (
         routing_logits, routing_bias, hidden_states, hidden_states_scale, gemm1_weights,
         gemm1_weights_scale, gemm2_weights, gemm2_weights_scale,

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from ..common.arguments import check_arguments
+from ..common.arguments import check_arguments, checked_scalars
 from ..common.geometry import DEEPSEEK_V3_EP8, Geometry
 
 
@@ -91,7 +91,6 @@ def run(
         gemm1_weights_scale,
         gemm2_weights,
         gemm2_weights_scale,
-        int(local_expert_offset),
-        float(routed_scaling_factor),
+        *checked_scalars(local_expert_offset, routed_scaling_factor),
         output,
     )

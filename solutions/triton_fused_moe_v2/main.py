@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from triton import knobs
 
-from ..common.arguments import check_arguments
+from ..common.arguments import check_arguments, checked_scalars
 from ..common.geometry import DEEPSEEK_V3_EP8, Geometry, max_rows
 from ..common.sgl.choice import Choice, choice_for
 from ..common.sgl.grouped_gemms import GroupedGemms, addresses, reused
@@ -88,7 +88,7 @@ def run(
     output,
 ):
     """Entry point: shapes and dtypes are the definition's; writes output [T, H] bf16."""
-    offset, factor = int(local_expert_offset), float(routed_scaling_factor)
+    offset, factor = checked_scalars(local_expert_offset, routed_scaling_factor)
     check_arguments(
         DEEPSEEK_V3_EP8,
         (routing_logits, routing_bias, hidden_states, hidden_states_scale, gemm1_weights,

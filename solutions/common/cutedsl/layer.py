@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import cuda.bindings.driver as cuda
 import cutlass.cute as cute
 import torch
 from cutlass import BFloat16, Float8E4M3FN, Float32, Int32
 
 from ..geometry import Geometry, max_rows
+from ..once import once
 from .compilation import compile_launch
 from .config import GemmConfig, config_for
 from .routing import RoutePermute, routing_buffers
@@ -78,7 +77,7 @@ class MoeLayer:
         return compile_launch(self, self.POINTERS, numbers, decorators, options)
 
 
-@lru_cache
+@once
 def _compiled(geometry: Geometry, config: GemmConfig, device: int):
     num_sms = torch.cuda.get_device_properties(device).multi_processor_count
     # TVM-FFI: a call costs a few microseconds of host time instead of tens

@@ -6,6 +6,7 @@ from functools import lru_cache
 
 import torch
 
+from ..once import once
 from .architecture import backend_of
 from .padded_operands import BLOCK, MAX_EXPERTS
 from .sm90 import padded_gemm as sm90
@@ -19,7 +20,7 @@ def _num_sms(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-@lru_cache
+@once
 def _compiled(tile, device: torch.device):
     kernel = KERNELS[backend_of(device)].PaddedGemmKernel(tile, _num_sms(device))
     # TVM-FFI: a call costs a few microseconds of host time instead of tens

@@ -8,6 +8,8 @@ kernel counts. `kernel[grid](...)` inspects every argument on each call; here a 
 import torch
 from triton import knobs
 
+from ..once import COMPILER
+
 
 class Launcher:
     """Launches one Triton kernel; compiles it at the first call with new constants.
@@ -34,7 +36,9 @@ class Launcher:
         key = (device, constants, *options.values())
         compiled = self._compiled.get(key)
         if compiled is None:
-            compiled = self._compiled[key] = self._compile(arguments, constants, options)
+            with COMPILER:
+                compiled = self._compiled.get(key) or self._compile(arguments, constants, options)
+                self._compiled[key] = compiled
         stream = torch._C._cuda_getCurrentRawStream(device)
         compiled.run(
             *grid, stream, compiled.function, compiled.packed_metadata, None, None, None,

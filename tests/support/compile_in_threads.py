@@ -1,0 +1,41 @@
+"""Compile the padded GEMM's tiles one after the other, then all at once, a thread each; prints a
+JSON object with the hashes of both."""
+
+import json
+import os
+import tempfile
+from hashlib import sha256
+from threading import Barrier, Thread
+
+os.environ.update(CUTE_DSL_ARCH="sm_90a", CUTE_DSL_DUMP_DIR=tempfile.mkdtemp())
+
+import cutlass.cute as cute
+
+from solutions.common.cutedsl.sm90.padded_gemm import TILES, PaddedGemmKernel
+
+
+def compiled(tile) -> str:
+    kernel = PaddedGemmKernel(tile, num_sms=132).compile(cute.KeepCUBIN)
+    return sha256(kernel.artifacts.CUBIN).hexdigest()
+
+
+def main():
+    os.chdir(os.environ["CUTE_DSL_DUMP_DIR"])  # where the compiler leaves its files
+    start = Barrier(len(TILES))
+    together = {}
+
+    def work(tile):
+        start.wait()
+        together[tile] = compiled(tile)
+
+    threads = [Thread(target=work, args=(tile,)) for tile in TILES]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    alone = [compiled(tile) for tile in TILES]
+    print(json.dumps({"alone": alone, "together": [together.get(tile) for tile in TILES]}))
+
+
+if __name__ == "__main__":
+    main()
