@@ -2,16 +2,41 @@
 
 They read shapes, dtypes, strides and devices only: a check on values would have to wait for the
 GPU. NaN and Inf in the data therefore take the arithmetic's course, as in the reference.
+
+Checking nine tensors attribute by attribute takes Python as long as two launches. So the tensors of
+a call that passed are remembered as a guard of TorchDynamo, which compares types, dtypes, devices,
+sizes and strides with those of another call in one compiled function. What differs in any of them
+is checked in Python, which then says what is wrong, if anything.
 """
 
-from functools import lru_cache
+from functools import lru_cache, reduce
 from numbers import Integral, Real
+from operator import or_
+from typing import NamedTuple
 
 import torch
 
 from .geometry import Geometry
 
+try:
+    from torch._C._dynamo.guards import TensorGuards
+except ImportError:  # a private name: a PyTorch without it only takes longer
+    TensorGuards = None
+
 FP32_MAX = torch.finfo(torch.float32).max
+ALIGNMENT = 16  # bytes, of every address
+MOST_GUARDS = 256  # one per number of tokens
+
+
+class _Passed(NamedTuple):
+    """Tensors that were right, but for their addresses."""
+
+    geometry: Geometry
+    guards: object  # .check(*tensors): as those were, by torch._C._dynamo.guards.TensorGuards
+    device: int | None  # index of the CUDA device, None on the CPU
+
+
+_passed: dict[int, _Passed] = {}  # by the number of logits
 
 
 @lru_cache(maxsize=64)
@@ -61,12 +86,53 @@ def checked_scalars(local_expert_offset, routed_scaling_factor) -> tuple[int, fl
     return int(local_expert_offset), float(routed_scaling_factor)
 
 
-def check_arguments(geometry: Geometry, tensors: tuple, local_expert_offset: int) -> None:
+def check_arguments(geometry: Geometry, tensors: tuple, local_expert_offset: int) -> list[int]:
     """Check the nine tensors (inputs in the definition's order, then output) and the offset.
 
-    Raises TypeError for a wrong type or dtype and ValueError for a wrong shape, stride, device or
-    offset; the message names the argument, what was expected and what was given.
+    Returns the tensors' addresses. Raises TypeError for a wrong type or dtype and ValueError for a
+    wrong shape, stride, device, address or offset; the message names the argument, what was
+    expected and what was given.
     """
+    device = _check_layout(geometry, tensors)
+    addresses = [tensor.data_ptr() for tensor in tensors]
+    if reduce(or_, addresses) % ALIGNMENT:
+        _raise_misaligned(geometry, addresses)
+    if device is not None and device != torch._C._cuda_getDevice():
+        raise ValueError(
+            f"routing_logits: expected the current device cuda:{torch.cuda.current_device()}, "
+            f"got cuda:{device}"
+        )
+    last = geometry.num_experts - geometry.num_local_experts
+    if not 0 <= local_expert_offset <= last:
+        raise ValueError(
+            f"local_expert_offset: expected a value in [0, {last}], got {local_expert_offset}"
+        )
+    return addresses
+
+
+def _check_layout(geometry: Geometry, tensors: tuple) -> int | None:
+    """Check all but addresses; returns the index of the CUDA device, None on the CPU."""
+    logits = tensors[0]
+    if isinstance(logits, torch.Tensor):
+        passed = _passed.get(logits.numel())
+        if passed and passed.geometry is geometry and passed.guards.check(*tensors):
+            return passed.device
+    device = _check_each(geometry, tensors)
+    index = device.index if device.type == "cuda" else None
+    if TensorGuards is not None:
+        guards = TensorGuards(
+            *tensors,
+            dynamic_dims_sizes=[list(tensor.shape) for tensor in tensors],
+            dynamic_dims_strides=[list(tensor.stride()) for tensor in tensors],
+        )
+        if len(_passed) >= MOST_GUARDS:
+            _passed.clear()
+        _passed[logits.numel()] = _Passed(geometry, guards, index)
+    return index
+
+
+def _check_each(geometry: Geometry, tensors: tuple) -> torch.device:
+    """Raise for the first tensor that is wrong; returns the device of all."""
     logits = tensors[0]
     if not isinstance(logits, torch.Tensor):
         raise TypeError(f"routing_logits: expected a torch.Tensor, got {type(logits).__name__}")
@@ -92,17 +158,10 @@ def check_arguments(geometry: Geometry, tensors: tuple, local_expert_offset: int
             raise ValueError(
                 f"{name}: expected device {device}, that of routing_logits, got {tensor.device}"
             )
-        if tensor.data_ptr() % 16:
-            raise ValueError(
-                f"{name}: expected a 16-byte aligned address, got {tensor.data_ptr():#x}"
-            )
-    if device.type == "cuda" and device.index != torch.cuda.current_device():
-        raise ValueError(
-            f"routing_logits: expected the current device cuda:{torch.cuda.current_device()}, "
-            f"got {device}"
-        )
-    last = geometry.num_experts - geometry.num_local_experts
-    if not 0 <= local_expert_offset <= last:
-        raise ValueError(
-            f"local_expert_offset: expected a value in [0, {last}], got {local_expert_offset}"
-        )
+    return device
+
+
+def _raise_misaligned(geometry: Geometry, addresses: list[int]) -> None:
+    names = [name for name, _, _ in _layout(geometry, 1)]
+    name, address = next((n, a) for n, a in zip(names, addresses, strict=True) if a % ALIGNMENT)
+    raise ValueError(f"{name}: expected a {ALIGNMENT}-byte aligned address, got {address:#x}")
