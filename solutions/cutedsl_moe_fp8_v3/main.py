@@ -9,18 +9,35 @@ from functools import lru_cache
 import torch
 
 from ..common.arguments import check_arguments, checked_scalars
-from ..common.cutedsl.layer import compiled_layer, layer_buffers
-from ..common.geometry import DEEPSEEK_V3_EP8
-from ..common.workspace import Workspace
+from ..common.cutedsl.config import GemmConfig
+from ..common.cutedsl.layer import compiled_layer
+from ..common.geometry import DEEPSEEK_V3_EP8, Geometry
+
+_plan = lru_cache(compiled_layer)
 
 
-@lru_cache
-def _plan(num_tokens: int, device: int) -> tuple:
-    """Scratch and compiled layer of a call."""
-    return (
-        Workspace(*layer_buffers(DEEPSEEK_V3_EP8, num_tokens)),
-        compiled_layer(DEEPSEEK_V3_EP8, num_tokens, device),
-    )
+def moe(
+    geometry: Geometry, inputs: tuple, output: torch.Tensor, config: GemmConfig | None = None
+) -> None:
+    """The whole layer at any geometry that the kernels can do.
+
+    inputs: the definition's ten, in its order; output [T, H] bf16 is written. config: of the GEMMs,
+    by default that for T tokens on this device. Raises TypeError or ValueError for arguments that
+    are not of this geometry.
+    """
+    *tensors, offset, factor = inputs
+    offset, factor = checked_scalars(offset, factor)
+    *addresses, output_address = check_arguments(geometry, (*tensors, output), offset)
+    num_tokens, device = output.shape[0], output.device
+    if num_tokens == 0:
+        return
+    size, layer = _plan(geometry, num_tokens, device.index, config)
+    # memory lives to the end of this function; whoever gets it next is behind us on the stream
+    scratch = torch.empty(size, dtype=torch.uint8, device=device)
+    layer(
+        *addresses, scratch.data_ptr(), output_address, num_tokens, offset, factor,
+        torch._C._cuda_getCurrentRawStream(device.index),
+    )  # fmt: skip
 
 
 def run(
@@ -37,19 +54,9 @@ def run(
     output,
 ):
     """Entry point: shapes and dtypes are the definition's; writes output [T, H] bf16."""
-    offset, factor = checked_scalars(local_expert_offset, routed_scaling_factor)
     inputs = (
         routing_logits, routing_bias, hidden_states, hidden_states_scale, gemm1_weights,
-        gemm1_weights_scale, gemm2_weights, gemm2_weights_scale,
+        gemm1_weights_scale, gemm2_weights, gemm2_weights_scale, local_expert_offset,
+        routed_scaling_factor,
     )  # fmt: skip
-    check_arguments(DEEPSEEK_V3_EP8, (*inputs, output), offset)
-    num_tokens, device = routing_logits.shape[0], output.device
-    if num_tokens == 0:
-        return
-    workspace, layer = _plan(num_tokens, device.index)
-    # memory lives to the end of this function; whoever gets it next is behind us on the stream
-    _memory, buffers = workspace.allocate(device)
-    layer(
-        *[tensor.data_ptr() for tensor in inputs], *buffers, output.data_ptr(), num_tokens,
-        offset, factor, torch._C._cuda_getCurrentRawStream(device.index),
-    )  # fmt: skip
+    moe(DEEPSEEK_V3_EP8, inputs, output)

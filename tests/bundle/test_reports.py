@@ -236,7 +236,7 @@ def test_a_run_measures_stores_and_shows(tmp_path, capsys):
         ),
         (
             ["kernel_cutlass_pick_solutionscommoncutedslroutingRoutePermute_object_at__ptrf32",
-             "kernel_cutlass_kernel_solutionscommoncutedslswap_abSwapAbGemms_object_at__CopyAtom"],
+             "kernel_cutlass_kernel_solutionscommoncutedslmoe_gemmsMoeGemms_object_at__CopyAtom"],
             ["routing", "GEMM1 + SwiGLU + requant + GEMM2 + finalize"],
         ),
         (

@@ -1,11 +1,16 @@
 """Every shipped CuTe DSL configuration compiles for Hopper, without a GPU, to what was meant."""
 
+import math
+from dataclasses import replace
+
 import pytest
 from child import facts_of
 
-from solutions.common.cutedsl.config import TABLE, GemmConfig
-
 pytest.importorskip("cutlass")
+from solutions.common.cutedsl.config import SM_90, GemmConfig, config_for
+from solutions.common.cutedsl.layer import MoeLayer
+from solutions.common.cutedsl.operands import scratch_size
+from solutions.common.geometry import DEEPSEEK_V3_EP8
 
 SHARED_LIMIT = 232_448  # bytes a block may use on sm_90
 REGISTERS = 65_536  # of a multiprocessor
@@ -17,7 +22,7 @@ def kernels():
 
 
 def test_all_configurations(kernels):
-    assert [kernel["config"] for kernel in kernels] == [str(config) for _, config in TABLE]
+    assert [kernel["config"] for kernel in kernels] == [str(config) for _, config in SM_90]
 
 
 def test_resources(kernels):
@@ -32,7 +37,7 @@ def test_resources(kernels):
 
 
 def test_instructions(kernels):
-    for kernel, (_, config) in zip(kernels, TABLE, strict=True):
+    for kernel, (_, config) in zip(kernels, SM_90, strict=True):
         count = kernel["instructions"]
         # a box of weights for each block of a cluster
         assert count["UTMALDG.5D"] == count["UTMALDG.3D"] == config.cluster, kernel
@@ -46,7 +51,7 @@ def test_instructions(kernels):
 
 def test_accumulator(kernels):
     """The map in the docstrings of swap_ab.py and tokens_on_m.py, and each place once."""
-    for kernel, (_, config) in zip(kernels, TABLE, strict=True):
+    for kernel, (_, config) in zip(kernels, SM_90, strict=True):
         columns = config.tokens if config.swap_ab else 128
         expected = []
         for thread in range(128 * config.warpgroups):
@@ -63,7 +68,7 @@ def test_accumulator(kernels):
 
 def test_launches(kernels):
     """Grid, block, cluster and shared memory of the routing's kernels and the GEMMs'."""
-    for kernel, (_, config) in zip(kernels, TABLE, strict=True):
+    for kernel, (_, config) in zip(kernels, SM_90, strict=True):
         *routing, gemms = kernel["launches"]
         assert all(launch["launches"] == len(routing) + 1 for launch in kernel["launches"])
         chunks = -(-kernel["num_tokens"] // 16)
@@ -83,10 +88,14 @@ def test_launches(kernels):
 def test_tma_descriptors(kernels):
     """Address, sizes, strides and box of the weights and, where TMA loads them, of the tokens."""
     h, i, experts = 7168, 2048, 32
-    for kernel, (_, config) in zip(kernels, TABLE, strict=True):
+    for kernel, (_, config) in zip(kernels, SM_90, strict=True):
         rows, r = 8 * kernel["num_tokens"] + experts * 64, config.weight_rows
         part, groups = r // config.cluster, 2 * i // r
-        act, act_scale = 9 << 32, 10 << 32  # compile_cutedsl.py passes argument number << 32
+        # compile_cutedsl.py passes argument number << 32; the scratch memory begins with act
+        act = 9 << 32
+        layer = MoeLayer(DEEPSEEK_V3_EP8, config, num_sms=132)
+        ((act_buffer, *_), *_) = layer.scratch(kernel["num_tokens"])
+        act_scale = act + act_buffer.size()
         expected = {
             # address, sizes, strides in bytes, box
             0: (5 << 32, (h, 8, 2, i // 8, experts), (h, i * h, 8 * h, 2 * i * h),
@@ -111,6 +120,39 @@ def test_tma_descriptors(kernels):
             assert boxes[: len(box)] == [size - 1 for size in box], (kernel["config"], index)
 
 
-def test_weight_rows_of_a_warpgroup():
-    with pytest.raises(ValueError, match="weight_rows must be 128 .* one warpgroup, got 256"):
-        GemmConfig(swap_ab=True, tokens=80, weight_rows=256, warpgroups=1, stages=4)
+GOOD = GemmConfig(swap_ab=True, tokens=80, weight_rows=256, warpgroups=2, stages=4)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"weight_rows": 192}, "weight_rows must be 128 or 256, got 192"),
+        ({"cluster": 4}, "cluster must be 1 or 2, got 4"),
+        ({"cluster": 2}, "cluster must be 1 where tokens are streamed, got 2"),
+        ({"warpgroups": 3}, "warpgroups must be 1 or 2, got 3"),
+        ({"warpgroups": 1}, "weight_rows must be 128 with swap_ab and one warpgroup, got 256"),
+        ({"tokens": 12}, r"tokens must be a multiple of 8 in 16\.\.128, got 12"),
+        ({"swap_ab": False}, "tokens must be 64 per warpgroup without swap_ab, got 80 for 2"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_configurations_that_cannot_be(change, message):
+    with pytest.raises(ValueError, match=message):
+        MoeLayer(DEEPSEEK_V3_EP8, replace(GOOD, **change), num_sms=132)
+
+
+def test_unknown_backend():
+    with pytest.raises(ValueError, match="backend: expected 90.*, got 80"):
+        config_for(1, 80)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 128, 129, 3000, 65_536])
+def test_scratch_holds_every_buffer(num_tokens):
+    """The buffers' places, as the compiled host code computes them, do not overlap."""
+    for _, config in SM_90:
+        groups = MoeLayer(DEEPSEEK_V3_EP8, config, num_sms=132).scratch(num_tokens)
+        sizes = [buffer.size() for group in groups for buffer in group]
+        assert scratch_size(groups) == sum(sizes) and not any(size % 256 for size in sizes)
+        for group in groups:
+            for buffer in group:
+                assert buffer.size() >= math.prod(buffer.shape) * buffer.dtype.width // 8

@@ -11,7 +11,7 @@ pytest.importorskip("cutlass")
 pytest.importorskip("tvm_ffi")
 
 from solutions.common.cutedsl import layer
-from solutions.common.cutedsl.config import TABLE, config_for
+from solutions.common.cutedsl.config import SM_90, config_for
 from solutions.common.geometry import DEEPSEEK_V3_EP8
 from solutions.cutedsl_moe_fp8_v1 import main as v1
 from solutions.cutedsl_moe_fp8_v2 import main as v2
@@ -32,27 +32,25 @@ def test_compiled_once_per_configuration(monkeypatch):
     """Over all 19 workloads, and again."""
     compiled = []
 
-    class Layer:
-        def __init__(self, geometry, config, num_sms):
-            self.config = config
-
-        def compile(self, options):
-            compiled.append(self.config)
-            return self.config
+    def record(self, options):
+        compiled.append(self.config)
+        return self.config
 
     class Device:
         multi_processor_count = 132
 
-    monkeypatch.setattr(layer, "MoeLayer", Layer)
+    monkeypatch.setattr(layer.MoeLayer, "compile", record)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Device)
+    monkeypatch.setattr(layer, "backend_of", lambda device: 90)
     layer._compiled.cache_clear()
     try:
         for row in 2 * read_table(ROOT):
-            taken = layer.compiled_layer(DEEPSEEK_V3_EP8, row.seq_len, device=0)
+            size, taken = layer.compiled_layer(DEEPSEEK_V3_EP8, row.seq_len, device=0)
             assert taken is config_for(row.seq_len)
+            assert size > 8 * row.seq_len * 7168 * 2  # y alone
     finally:
         layer._compiled.cache_clear()
-    assert len(compiled) == len(set(compiled)) == 3 <= len(TABLE)
+    assert len(compiled) == len(set(compiled)) == 3 <= len(SM_90)
 
 
 @pytest.mark.gpu

@@ -1,5 +1,7 @@
 """Routing and permutation of every solution against the definition's `route`."""
 
+import math
+
 import pytest
 import torch
 from layers import DEVICE, ROUTES
@@ -96,31 +98,48 @@ def test_nan_logits(offset, monkeypatch):
 def cutedsl_route():
     """The CuTe DSL routing alone: (logits, bias, offset) -> the first four fields of Routing."""
     pytest.importorskip("cutlass")
-    from cutlass import Float32, Int32
+    import cuda.bindings.driver as cuda
+    import cutlass.cute as cute
+    from cutlass import BFloat16, Float32, Int32, Int64, Uint8
 
     from solutions.common.cutedsl.compilation import compile_launch
-    from solutions.common.cutedsl.layer import MoeLayer
-    from solutions.common.cutedsl.routing import RoutePermute, routing_buffers
+    from solutions.common.cutedsl.operands import Inputs, scratch_at, scratch_size
+    from solutions.common.cutedsl.routing import RoutePermute
     from solutions.common.cutedsl.tile_scheduler import COUNTERS
 
-    inputs, routed = MoeLayer.POINTERS[:2], MoeLayer.POINTERS[11:19]
+    kernels = RoutePermute(DEEPSEEK_V3_EP8)
+
+    @cute.jit
+    def launch(
+        logits: cute.Pointer, bias: cute.Pointer, scratch: cute.Pointer, num_tokens: Int32,
+        offset: Int32, factor: Float32, stream: cuda.CUstream,
+    ):  # fmt: skip
+        inputs = Inputs(logits, bias, *[logits] * 6)  # the others are not read
+        rows, own = scratch_at(scratch, kernels.scratch(Int64(num_tokens)))
+        kernels(inputs, rows, own, num_tokens, offset, factor, stream)
+
     compiled = compile_launch(
-        RoutePermute(DEEPSEEK_V3_EP8), inputs + routed, (Int32(1), Int32(0), Float32(1.0)), (),
+        launch, (Float32, BFloat16, Uint8), (Int32(1), Int32(0), Float32(1.0)), (),
         "--enable-tvm-ffi",
     )  # fmt: skip
 
     def route(logits, bias, offset):
         num_tokens = logits.shape[0]
-        layout = Workspace(*routing_buffers(DEEPSEEK_V3_EP8, num_tokens))
-        memory, buffers = layout.allocate(logits.device)
-        memory.fill_(0x7F)
+        groups = kernels.scratch(num_tokens)
+        memory = torch.full((scratch_size(groups),), 0x7F, dtype=torch.uint8, device=logits.device)
         compiled(
-            logits.data_ptr(), bias.data_ptr(), *buffers, num_tokens, offset, FACTOR,
+            logits.data_ptr(), bias.data_ptr(), memory.data_ptr(), num_tokens, offset, FACTOR,
             torch.cuda.current_stream().cuda_stream,
         )  # fmt: skip
-        offsets, row_token, row_weight, token_rows, counters, *_ = layout.tensors(memory.cpu())
+        tensors, place = [], 0
+        for buffer in groups[0]:
+            dtype = torch.float32 if buffer.dtype is Float32 else torch.int32
+            words = memory.cpu()[place : place + buffer.size()].view(dtype)
+            tensors.append(words[: math.prod(buffer.shape)].view(buffer.shape))
+            place += buffer.size()
+        *routed, counters = tensors
         assert counters.tolist() == [0] * COUNTERS
-        return offsets, row_token, row_weight, token_rows
+        return routed
 
     return route
 

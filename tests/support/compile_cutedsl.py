@@ -15,7 +15,7 @@ from mock_cuda import MockRuntime  # noqa: E402
 from sass import fingerprints, inspect, resources  # noqa: E402
 
 from solutions.common.cutedsl import routing  # noqa: E402
-from solutions.common.cutedsl.config import TABLE  # noqa: E402
+from solutions.common.cutedsl.config import SM_90  # noqa: E402
 from solutions.common.cutedsl.layer import MoeLayer  # noqa: E402
 from solutions.common.geometry import DEEPSEEK_V3_EP8  # noqa: E402
 
@@ -46,7 +46,7 @@ def launches(layer: MoeLayer, compiled, num_tokens: int) -> list[dict]:
 
 def main():
     os.chdir(SCRATCH)
-    for max_tokens, config in TABLE:
+    for max_tokens, config in SM_90:
         layer = MoeLayer(DEEPSEEK_V3_EP8, config, num_sms=132)
         compiled = layer.compile(cute.KeepCUBIN)
         usage, sass = inspect(compiled.artifacts.CUBIN, Path(SCRATCH))
@@ -60,7 +60,7 @@ def main():
             "code": fingerprints(compiled.artifacts.CUBIN, usage),
             "registers": max(int(count) for name, count in kernels if name == "kernel"),
             "routing": [(routing_registers[name], n) for name, n in ROUTING_THREADS.items()],
-            "accumulator": places(layer.gemms.tiled_mma, config.warpgroups),
+            "accumulator": places(layer.gemms.consumers.tiled_mma, config.warpgroups),
             "num_tokens": (num_tokens := min(max_tokens, 3000)),
             "launches": launches(layer, compiled, num_tokens),
         }

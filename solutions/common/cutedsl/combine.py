@@ -3,7 +3,7 @@
   y [max_rows, H] bf16 (rows already weighted)    token_rows [T, top_k] int32, ascending, -1 padded
   output [T, H] bf16 (zeros for a token without rows)
 
-GEMM2 goes through its columns group by group: while one group is multiplied, the columns before it
+GEMM2 goes through its columns panel by panel: while one panel is multiplied, the columns before it
 are complete and can be combined. An item of work is four tokens by 512 columns for a warp.
 Its rows come by cp.async, several in flight, each lane's 2 x 16 bytes into memory that only this
 lane reads. They are added in fp32 in ascending order: the result does not depend on the schedule.
@@ -18,6 +18,8 @@ from cutlass.cute.nvgpu import cpasync
 
 from ..geometry import Geometry
 from .device import select, vector
+from .operands import GemmOperands
+from .tile_scheduler import TileScheduler
 
 TOP_K = 8
 ITEM_TOKENS = 32 // TOP_K  # a lane for each of their row numbers
@@ -29,51 +31,67 @@ BUFFER_BYTES = DEPTH * ITEM_COLUMNS * 2  # shared memory of a warp
 
 
 class Combine:
-    """See the module's docstring. A group has `group_columns` columns."""
+    """See the module's docstring. A panel has `panel_columns` columns."""
 
-    def __init__(self, geometry: Geometry, group_columns: int):
+    def __init__(self, geometry: Geometry, scheduler: TileScheduler, panel_columns: int):
         if geometry.top_k != TOP_K:
             raise ValueError(f"top_k must be {TOP_K}, got {geometry.top_k}")
-        if geometry.hidden_size % group_columns or group_columns % ITEM_COLUMNS:
+        if geometry.hidden_size % panel_columns or panel_columns % ITEM_COLUMNS:
             raise ValueError(
-                f"group_columns must be a multiple of {ITEM_COLUMNS} and divide "
-                f"{geometry.hidden_size}, got {group_columns}"
+                f"panel_columns must be a multiple of {ITEM_COLUMNS} and divide "
+                f"{geometry.hidden_size}, got {panel_columns}"
             )
+        self.scheduler = scheduler
         self.hidden_size = geometry.hidden_size
-        self.group_columns = group_columns
-        self.groups = geometry.hidden_size // group_columns
+        self.panel_columns = panel_columns
+        self.panels = geometry.hidden_size // panel_columns
 
-    def items(self, groups: int, num_tokens: Int32) -> Int32:
-        """Items of the first groups; they are numbered in this order."""
-        slices = groups * self.group_columns // ITEM_COLUMNS
+    def items(self, panels: int, num_tokens: Int32) -> Int32:
+        """Items of the first panels; they are numbered in this order."""
+        slices = panels * self.panel_columns // ITEM_COLUMNS
         return slices * cute.ceil_div(num_tokens, ITEM_TOKENS)
+
+    @cute.jit
+    def rows(
+        self, worker: Int32, workers: cutlass.Constexpr, panels: tuple[int, int],
+        buffer: cute.Pointer, operands: GemmOperands,
+    ):  # fmt: skip
+        """The share of warp `worker` of `workers` in panels[0] .. panels[1] - 1; each waits until
+        GEMM2 has written it. buffer: BUFFER_BYTES of shared memory."""
+        num_tokens = operands.num_tokens
+        tiles = self.scheduler.tile_list(operands.expert_offsets).total * self.scheduler.panel_tiles
+        self.work(
+            self.items(panels[0], num_tokens) + worker, Int32(workers),
+            self.items(panels[1], num_tokens), buffer, operands.y, operands.token_rows,
+            operands.output, self.scheduler.panel_counters(operands.counters), tiles, num_tokens,
+        )  # fmt: skip
 
     @cute.jit
     def work(
         self, first: Int32, step: Int32, end: Int32, buffer: cute.Pointer, y, token_rows, output,
-        finished, group_tiles: Int32, num_tokens: Int32,
+        finished, panel_tiles: Int32, num_tokens: Int32,
     ):  # fmt: skip
         """A warp's items first, first + step, ... before `end`.
 
-        buffer: BUFFER_BYTES of shared memory; finished int32 [groups]: tiles of y that are
-        written, of group_tiles each.
+        buffer: BUFFER_BYTES of shared memory; finished int32 [panels]: tiles of y that are
+        written, of panel_tiles each.
         """
         lane = cute.arch.lane_idx()
         blocks = cute.ceil_div(num_tokens, ITEM_TOKENS)
         buffer = cute.recast_ptr(buffer, dtype=BFloat16) + lane * VECTOR
-        complete = Int32(-1)  # groups up to this one are known to be
+        complete = Int32(-1)  # panels up to this one are known to be
         row = self.load_row(token_rows, first % blocks, num_tokens)
         for item in cutlass.range(first, end, step, unroll=1):
             slice_, block = item // blocks, item % blocks
             column = slice_ * ITEM_COLUMNS + lane * VECTOR
-            group = slice_ // (self.group_columns // ITEM_COLUMNS)
-            if group > complete:
+            panel = slice_ // (self.panel_columns // ITEM_COLUMNS)
+            if panel > complete:
                 while (
-                    cute.arch.load(finished + group, Int32, sem="acquire", scope="gpu")
-                    < group_tiles
+                    cute.arch.load(finished + panel, Int32, sem="acquire", scope="gpu")
+                    < panel_tiles
                 ):
                     cute.arch.inline_ptx("nanosleep.u32 100;")
-                complete = group
+                complete = panel
             rows = cute.arch.vote_ballot_sync(row >= 0)  # of all four tokens
             left = rows
             for slot in cutlass.range_constexpr(DEPTH):

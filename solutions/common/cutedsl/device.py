@@ -1,4 +1,4 @@
-"""Small helpers on pointers and on the lanes of a warp."""
+"""Small helpers on pointers, layouts and the lanes of a warp."""
 
 from __future__ import annotations
 
@@ -20,6 +20,20 @@ def sum_up_to_lane(value: Int32) -> Int32:
         below = arch.shuffle_sync_up(value, distance, mask_and_clamp=0)
         value = value + select(lane >= distance, below, 0)
     return value
+
+
+def swizzled(shape: tuple, stride: tuple) -> cute.ComposedLayout:
+    """128-byte swizzled layout of e4m3, as TMA writes and the tensor cores read it."""
+    return cute.make_composed_layout(
+        cute.make_swizzle(3, 4, 3), 0, cute.make_layout(shape, stride=stride)
+    )
+
+
+def swizzled_tensor(memory, shape: tuple, stride: tuple) -> cute.Tensor:
+    """A member of a block's shared memory as a tensor in the layout of `swizzled`."""
+    return memory.get_tensor(
+        cute.make_layout(shape, stride=stride), swizzle=cute.make_swizzle(3, 4, 3)
+    )
 
 
 def vector(pointer: cute.Pointer, size: int, align: int) -> cute.Tensor:

@@ -2,74 +2,76 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import cuda.bindings.driver as cuda
 import cutlass.cute as cute
 import torch
-from cutlass import BFloat16, Float8E4M3FN, Float32, Int32
+from cutlass import BFloat16, Float32, Int32, Int64, Uint8
 
-from ..geometry import Geometry, max_rows
+from ..geometry import Geometry
 from ..once import once
+from .architecture import backend_of
 from .compilation import compile_launch
 from .config import GemmConfig, config_for
-from .routing import RoutePermute, routing_buffers
-from .sm90.swap_ab import SwapAbGemms
-from .sm90.tokens_on_m import TokensOnMGemms
-from .tile_scheduler import ROW_BLOCK
+from .gathered_tokens import GatheredTokens
+from .moe_gemms import MoeGemms
+from .operands import INPUT_DTYPES, Buffer, Inputs, scratch_at, scratch_size
+from .routing import RoutePermute
+from .sm90.swap_ab import SwapAb
+from .sm90.tokens_on_m import TokensOnM
+from .streamed_tokens import StreamedTokens
+
+# (consumers, token producer) with and without swap_ab, by backend
+PARTS = {90: {True: (SwapAb, StreamedTokens), False: (TokensOnM, GatheredTokens)}}
 
 
 class MoeLayer:
-    """Launches the kernels; arguments as in `routing` and `moe_gemms`."""
+    """Launches the kernels of one configuration, for any number of tokens."""
 
-    POINTERS = (
-        Float32, BFloat16, Float8E4M3FN, Float32, Float8E4M3FN, Float32, Float8E4M3FN, Float32,
-        Float8E4M3FN, Float32, BFloat16, Int32, Int32, Float32, Int32, Int32, Int32, Float32,
-        Int32, BFloat16,
-    )  # fmt: skip
+    POINTERS = (*INPUT_DTYPES, Uint8, BFloat16)
 
-    def __init__(self, geometry: Geometry, config: GemmConfig, num_sms: int):
-        kernel = SwapAbGemms if config.swap_ab else TokensOnMGemms
+    def __init__(self, geometry: Geometry, config: GemmConfig, num_sms: int, backend: int = 90):
         self.geometry = geometry
         self.config = config
         self.routing = RoutePermute(geometry)
-        self.gemms = kernel(geometry, config, num_sms)
+        self.gemms = MoeGemms(geometry, config, num_sms, *PARTS[backend][config.swap_ab])
+
+    def scratch(self, num_tokens) -> tuple[tuple[Buffer, ...], ...]:
+        """The scratch memory of a call: GemmScratch, Rows and RoutingScratch of Buffers."""
+        return self.gemms.scratch(num_tokens), *self.routing.scratch(num_tokens)
 
     @cute.jit
     def __call__(
         self,
-        logits: cute.Pointer,
-        bias: cute.Pointer,
-        hidden: cute.Pointer,
-        hidden_scale: cute.Pointer,
-        w1: cute.Pointer,
-        w1_scale: cute.Pointer,
-        w2: cute.Pointer,
-        w2_scale: cute.Pointer,
-        act: cute.Pointer,
-        act_scale: cute.Pointer,
-        y: cute.Pointer,
-        expert_offsets: cute.Pointer,
-        row_token: cute.Pointer,
-        row_weight: cute.Pointer,
-        token_rows: cute.Pointer,
-        counters: cute.Pointer,
-        masks: cute.Pointer,
-        weights: cute.Pointer,
-        counts: cute.Pointer,
+        routing_logits: cute.Pointer,
+        routing_bias: cute.Pointer,
+        hidden_states: cute.Pointer,
+        hidden_states_scale: cute.Pointer,
+        gemm1_weights: cute.Pointer,
+        gemm1_weights_scale: cute.Pointer,
+        gemm2_weights: cute.Pointer,
+        gemm2_weights_scale: cute.Pointer,
+        scratch: cute.Pointer,
         output: cute.Pointer,
         num_tokens: Int32,
         local_expert_offset: Int32,
         routed_scaling_factor: Float32,
         stream: cuda.CUstream,
     ):
+        """Tensors as in `Inputs`; scratch: `scratch_size` bytes; output [T, H] bf16, T > 0."""
+        inputs = Inputs(
+            routing_logits, routing_bias, hidden_states, hidden_states_scale, gemm1_weights,
+            gemm1_weights_scale, gemm2_weights, gemm2_weights_scale,
+        )  # fmt: skip
+        gemm_scratch, rows, routing_scratch = scratch_at(scratch, self.scratch(Int64(num_tokens)))
         self.routing(
-            logits, bias, expert_offsets, row_token, row_weight, token_rows, counters, masks,
-            weights, counts, num_tokens, local_expert_offset, routed_scaling_factor, stream,
+            inputs, rows, routing_scratch, num_tokens, local_expert_offset, routed_scaling_factor,
+            stream,
         )  # fmt: skip
         self.gemms(
-            hidden, hidden_scale, w1, w1_scale, w2, w2_scale, expert_offsets, row_token,
-            row_weight, act, act_scale, y, token_rows, output, counters, num_tokens,
-            act_rows(self.geometry, self.config, num_tokens), stream,
-        )  # fmt: skip
+            inputs, rows, gemm_scratch, output, num_tokens, self.gemms.act_rows(num_tokens), stream
+        )
 
     def compile(self, *decorators, options: str = ""):
         """Compile for any number of tokens; the result takes addresses as plain integers."""
@@ -78,38 +80,26 @@ class MoeLayer:
 
 
 @once
-def _compiled(geometry: Geometry, config: GemmConfig, device: int):
+def _compiled(geometry: Geometry, config: GemmConfig, device: int) -> tuple:
     num_sms = torch.cuda.get_device_properties(device).multi_processor_count
+    layer = MoeLayer(geometry, config, num_sms, backend_of(device))
     # TVM-FFI: a call costs a few microseconds of host time instead of tens
-    return MoeLayer(geometry, config, num_sms).compile(options="--enable-tvm-ffi")
+    return layer, layer.compile(options="--enable-tvm-ffi")
 
 
-def compiled_layer(geometry: Geometry, num_tokens: int, device: int):
-    """The layer for calls with `num_tokens` tokens, compiled at the first use of a configuration.
+def compiled_layer(
+    geometry: Geometry, num_tokens: int, device: int, config: GemmConfig | None = None
+) -> tuple[int, Callable]:
+    """The layer for calls with `num_tokens` tokens on CUDA device number `device`.
 
-    It takes the addresses of the definition's eight input tensors, of the buffers of
-    `layer_buffers` and of the output, then num_tokens > 0, local_expert_offset,
-    routed_scaling_factor and the stream's handle.
+    config: by default that of `config_for`; it is compiled at its first use. Returns how many bytes
+    of scratch memory such a call takes, and the call: it takes the addresses of the definition's
+    eight input tensors, of the scratch memory and of the output, then num_tokens > 0,
+    local_expert_offset, routed_scaling_factor and the stream's handle.
+
+    Raises ValueError on a device for which there are no kernels.
     """
-    return _compiled(geometry, config_for(num_tokens), device)
-
-
-def act_rows(geometry: Geometry, config: GemmConfig, num_tokens):
-    """Rows of act: without swap_ab every expert is padded to whole blocks (`gathered_tokens`)."""
-    padding = 0 if config.swap_ab else geometry.num_local_experts * ROW_BLOCK
-    return max_rows(geometry, num_tokens) + padding
-
-
-def layer_buffers(geometry: Geometry, num_tokens: int) -> tuple:
-    """Scratch of a call, for a Workspace: act and act_scale (and where they exist x and x_scale
-    behind them, see `gathered_tokens`), y, then the routing's."""
-    h, i = geometry.hidden_size, geometry.intermediate_size
-    config = config_for(num_tokens)
-    rows = act_rows(geometry, config, num_tokens)
-    x, x_scale = (0, 0) if config.swap_ab else (h, h // 128)
-    return (
-        (torch.float8_e4m3fn, rows * (i + x)),
-        (torch.float32, i // config.act_columns + x_scale, rows),
-        (torch.bfloat16, max_rows(geometry, num_tokens), h),
-        *routing_buffers(geometry, num_tokens),
-    )
+    if config is None:
+        config = config_for(num_tokens, backend_of(device))
+    layer, call = _compiled(geometry, config, device)
+    return scratch_size(layer.scratch(num_tokens)), call

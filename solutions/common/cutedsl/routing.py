@@ -29,13 +29,13 @@ from itertools import combinations
 import cuda.bindings.driver as cuda
 import cutlass
 import cutlass.cute as cute
-import torch
 from cutlass import BFloat16, Float32, Int32, Int64
 from cutlass.cute import arch
-from cutlass.utils import SmemAllocator
+from cutlass.memory import SmemAllocator
 
 from ..geometry import Geometry, max_rows
 from .device import select, sum_up_to_lane, vector
+from .operands import Buffer, Inputs, RoutingScratch, Rows
 from .tile_scheduler import COUNTERS
 
 LANES = 32
@@ -54,21 +54,6 @@ SORTING_NETWORK = (
     (0, 1), (2, 3), (4, 5), (6, 7), (0, 2), (1, 3), (4, 6), (5, 7), (1, 2), (5, 6),
     (0, 4), (1, 5), (2, 6), (3, 7), (2, 4), (3, 5), (1, 2), (3, 4), (5, 6),
 )  # fmt: skip
-
-
-def routing_buffers(geometry: Geometry, num_tokens: int) -> tuple:
-    """Buffers that `RoutePermute` needs, for a Workspace, in the order of its arguments."""
-    rows, experts = max_rows(geometry, num_tokens), geometry.num_local_experts
-    return (
-        (torch.int32, experts + 1),
-        (torch.int32, rows),
-        (torch.float32, rows),
-        (torch.int32, num_tokens, TOP_K),
-        (torch.int32, COUNTERS),
-        (torch.int32, num_tokens),
-        (torch.float32, num_tokens, TOP_K),
-        (torch.int32, -(-num_tokens // CHUNK), experts),
-    )
 
 
 # ---------------------------------------------------------------- algebra of one warp, lane by lane
@@ -252,30 +237,44 @@ class RoutePermute:
         for name, value in wanted.items():
             if getattr(geometry, name) != value:
                 raise ValueError(f"{name}: expected {value}, got {getattr(geometry, name)}")
+        self.geometry = geometry
         self.num_top_groups = geometry.num_top_groups
+
+    def scratch(self, num_tokens) -> tuple[Rows, RoutingScratch]:
+        """The memory of a call with this many tokens, as Buffers."""
+        rows, experts = max_rows(self.geometry, num_tokens), self.geometry.num_local_experts
+        chunks = (num_tokens + (CHUNK - 1)) // CHUNK
+        return (
+            Rows(
+                expert_offsets=Buffer(Int32, (experts + 1,)),
+                row_token=Buffer(Int32, (rows,)),
+                row_weight=Buffer(Float32, (rows,)),
+                token_rows=Buffer(Int32, (num_tokens, TOP_K)),
+                counters=Buffer(Int32, (COUNTERS,)),
+            ),
+            RoutingScratch(
+                masks=Buffer(Int32, (num_tokens,)),
+                weights=Buffer(Float32, (num_tokens, TOP_K)),
+                counts=Buffer(Int32, (chunks, experts)),
+            ),
+        )
 
     @cute.jit
     def __call__(
         self,
-        logits: cute.Pointer,
-        bias: cute.Pointer,
-        expert_offsets: cute.Pointer,
-        row_token: cute.Pointer,
-        row_weight: cute.Pointer,
-        token_rows: cute.Pointer,
-        counters: cute.Pointer,
-        masks: cute.Pointer,
-        weights: cute.Pointer,
-        counts: cute.Pointer,
+        inputs: Inputs,
+        rows: Rows,
+        scratch: RoutingScratch,
         num_tokens: Int32,
         local_expert_offset: Int32,
         routed_scaling_factor: Float32,
         stream: cuda.CUstream,
     ):
+        """Launch. inputs: only routing_logits and routing_bias are read."""
+        logits, bias = inputs.routing_logits, inputs.routing_bias
         if num_tokens <= FEW_TOKENS:
             self.route_few(
-                logits, bias, expert_offsets, row_token, row_weight, token_rows, counters,
-                num_tokens, local_expert_offset, routed_scaling_factor,
+                logits, bias, rows, num_tokens, local_expert_offset, routed_scaling_factor
             ).launch(
                 grid=(CLUSTER, 1, 1), block=(CHUNK * LANES, 1, 1), cluster=(CLUSTER, 1, 1),
                 min_blocks_per_mp=1, stream=stream,
@@ -283,16 +282,12 @@ class RoutePermute:
         else:
             chunks = cute.ceil_div(num_tokens, CHUNK)
             self.pick(
-                logits, bias, masks, weights, counts, num_tokens, local_expert_offset,
-                routed_scaling_factor,
+                logits, bias, scratch, num_tokens, local_expert_offset, routed_scaling_factor
             ).launch(
                 grid=(chunks, 1, 1), block=(CHUNK * LANES, 1, 1), min_blocks_per_mp=1,
                 stream=stream,
             )  # fmt: skip
-            self.number(
-                expert_offsets, row_token, row_weight, token_rows, counters, masks, weights,
-                counts, num_tokens, chunks,
-            ).launch(
+            self.number(rows, scratch, num_tokens, chunks).launch(
                 grid=(cute.ceil_div(chunks, NUMBER_WARPS), 1, 1),
                 block=(NUMBER_WARPS * LANES, 1, 1), min_blocks_per_mp=1, stream=stream,
                 use_pdl=True,
@@ -305,11 +300,7 @@ class RoutePermute:
         self,
         logits: cute.Pointer,
         bias: cute.Pointer,
-        expert_offsets: cute.Pointer,
-        row_token: cute.Pointer,
-        row_weight: cute.Pointer,
-        token_rows: cute.Pointer,
-        counters: cute.Pointer,
+        rows: Rows,
         num_tokens: Int32,
         local_expert_offset: Int32,
         routed_scaling_factor: Float32,
@@ -336,7 +327,7 @@ class RoutePermute:
         first_token = block * chunk
         size = cutlass.min(chunk, num_tokens - first_token)
         if block == 0 and thread < COUNTERS:
-            _store(counters + thread, Int32(0))
+            _store(rows.counters + thread, Int32(0))
         if warp < size:
             self.pick_token(
                 logits + (first_token + warp) * (LANES * LANE_EXPERTS), bias, masks + warp,
@@ -365,11 +356,8 @@ class RoutePermute:
                 before = before + select(other < block, count, 0)
             end = sum_up_to_lane(total)
             if block == 0:
-                self.store_offsets(expert_offsets, end)
-            self.store_rows(
-                row_token, row_weight, token_rows, weights, first_token, size, mask, word,
-                end - total + before,
-            )  # fmt: skip
+                self.store_offsets(rows.expert_offsets, end)
+            self.store_rows(rows, weights, first_token, size, mask, word, end - total + before)
 
     # ------------------------------------------------------------------------------- many tokens
 
@@ -378,9 +366,7 @@ class RoutePermute:
         self,
         logits: cute.Pointer,
         bias: cute.Pointer,
-        masks: cute.Pointer,
-        weights: cute.Pointer,
-        counts: cute.Pointer,
+        scratch: RoutingScratch,
         num_tokens: Int32,
         local_expert_offset: Int32,
         routed_scaling_factor: Float32,
@@ -400,27 +386,21 @@ class RoutePermute:
         if token < num_tokens:
             self.pick_token(
                 logits + Int64(token) * (LANES * LANE_EXPERTS), bias, block_masks + warp,
-                weights + Int64(token) * TOP_K, local_expert_offset, routed_scaling_factor,
+                scratch.weights + Int64(token) * TOP_K, local_expert_offset, routed_scaling_factor,
             )  # fmt: skip
         arch.sync_threads()
         if warp == 0:
             mask = Int32(0)
             if lane < cutlass.min(CHUNK, num_tokens - block * CHUNK):
                 mask = _load(block_masks + lane)
-                _store(masks + block * CHUNK + lane, mask)
-            _store(counts + block * LANES + lane, arch.popc(words_of(mask)))
+                _store(scratch.masks + block * CHUNK + lane, mask)
+            _store(scratch.counts + block * LANES + lane, arch.popc(words_of(mask)))
 
     @cute.kernel
     def number(
         self,
-        expert_offsets: cute.Pointer,
-        row_token: cute.Pointer,
-        row_weight: cute.Pointer,
-        token_rows: cute.Pointer,
-        counters: cute.Pointer,
-        masks: cute.Pointer,
-        weights: cute.Pointer,
-        counts: cute.Pointer,
+        rows: Rows,
+        scratch: RoutingScratch,
         num_tokens: Int32,
         chunks: Int32,
     ):
@@ -448,19 +428,20 @@ class RoutePermute:
         first_token = chunk * CHUNK
         size = cutlass.max(cutlass.min(CHUNK, num_tokens - first_token), 0)
         if block == 0 and thread < COUNTERS:
-            _store(counters + thread, Int32(0))
+            _store(rows.counters + thread, Int32(0))
         arch.griddepcontrol_wait()
 
         mask, own = Int32(0), Int32(0)
         if lane < size:
-            mask = _load(masks + first_token + lane)
+            mask = _load(scratch.masks + first_token + lane)
         if chunk < chunks:
-            own = _load(counts + chunk * LANES + lane)
+            own = _load(scratch.counts + chunk * LANES + lane)
         total, before = Int32(0), Int32(0)
         for first in cutlass.range(warp, chunks, NUMBER_WARPS * LOADS, unroll=1):
             others = [first + i * NUMBER_WARPS for i in range(LOADS)]
             found = [
-                _load(counts + cutlass.min(other, chunks - 1) * LANES + lane) for other in others
+                _load(scratch.counts + cutlass.min(other, chunks - 1) * LANES + lane)
+                for other in others
             ]
             for i in cutlass.range_constexpr(LOADS):
                 total += select(others[i] < chunks, found[i], 0)
@@ -480,11 +461,10 @@ class RoutePermute:
         total = _load(shared.experts.data_ptr() + lane)
         end = sum_up_to_lane(total)
         if block == 0 and warp == 0:
-            self.store_offsets(expert_offsets, end)
+            self.store_offsets(rows.expert_offsets, end)
         self.store_rows(
-            row_token, row_weight, token_rows, weights + Int64(first_token) * TOP_K,
-            first_token, size, mask, words_of(mask),
-            end - total + _load(shared.own.data_ptr() + row),
+            rows, scratch.weights + Int64(first_token) * TOP_K, first_token, size, mask,
+            words_of(mask), end - total + _load(shared.own.data_ptr() + row),
         )  # fmt: skip
 
     # ------------------------------------------------------------------------- one warp's share
@@ -516,23 +496,22 @@ class RoutePermute:
 
     @cute.jit
     def store_rows(
-        self, row_token: cute.Pointer, row_weight: cute.Pointer, token_rows: cute.Pointer,
-        weights: cute.Pointer, first_token: Int32, size: Int32, mask: Int32, word: Int32,
-        first_row: Int32,
+        self, rows: Rows, weights: cute.Pointer, first_token: Int32, size: Int32, mask: Int32,
+        word: Int32, first_row: Int32,
     ):  # fmt: skip
         """Write a chunk's rows: lane t is token first_token + t, weights [size, 8] the chunk's."""
         lane = arch.lane_idx()
-        rows = rows_of(mask, word, first_row)
+        numbers = rows_of(mask, word, first_row)
         if lane < size:
             mine = cute.make_rmem_tensor((TOP_K,), Float32)
             listed = cute.make_rmem_tensor((TOP_K,), Int32)
             cute.autovec_copy(vector(weights + lane * TOP_K, TOP_K, 16), mine)
             for k in cutlass.range_constexpr(TOP_K):
-                listed[k] = rows[k]
-                if rows[k] >= 0:
-                    _store(row_token + rows[k], first_token + lane)
-                    _store(row_weight + rows[k], mine[k])
-            target = token_rows + Int64(first_token + lane) * TOP_K
+                listed[k] = numbers[k]
+                if numbers[k] >= 0:
+                    _store(rows.row_token + numbers[k], first_token + lane)
+                    _store(rows.row_weight + numbers[k], mine[k])
+            target = rows.token_rows + Int64(first_token + lane) * TOP_K
             cute.autovec_copy(listed, vector(target, TOP_K, 16))
 
     @cute.jit

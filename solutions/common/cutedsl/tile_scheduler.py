@@ -1,9 +1,9 @@
-"""Device-side scheduler of the ragged two-GEMM tile list.
+"""Device-side scheduler of the ragged two-GEMM tile list, and the queue that carries its tiles.
 
 Tiles are numbered in one list: first GEMM1 for every expert, then GEMM2 for every expert. Within
 GEMM1 the order is expert, weight tile, token tile: blocks that run side by side read the same or
-neighbouring weights, so these come from memory once. GEMM2 does the same with one group of weight
-tiles, then with the next: the columns of y become complete group by group. A block takes its first
+neighbouring weights, so these come from memory once. GEMM2 does the same with one panel of weight
+tiles, then with the next: the columns of y become complete panel by panel. A block takes its first
 tile by its index and further ones from a counter in global memory: fast blocks take more. Since all
 GEMM1 tiles are handed out before any GEMM2 tile, waiting in a GEMM2 tile for the GEMM1 tiles of its
 expert cannot deadlock.
@@ -12,47 +12,58 @@ A cluster of two blocks takes two tiles at a time, neighbours in the list. They 
 since it has an even number of weight tiles, and mostly of one weight tile. Every other weight tile
 goes through its token tiles backwards: where they are odd in number, the last and least filled ones
 of two weight tiles meet in a pair, and neither block waits for a fuller tile.
+
+The scheduler's warp fills a queue of tile records in shared memory, which all other roles read.
+
+  counters [COUNTERS] int32 (zero on entry): tiles handed out; per expert, finished GEMM1 tiles and,
+  where tokens are gathered, gathered rows; per panel of y, finished GEMM2 tiles
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+import cutlass
 import cutlass.cute as cute
 from cutlass import Int32
 from cutlass.cute import arch
 
+from .config import GemmConfig
 from .device import select, sum_up_to_lane
+from .ring import Ring, consumer_state, producer_state
 
 GEMM1 = 0
 GEMM2 = 1
 END = -1
 
 COUNTERS = 64  # Int32 words in global memory, zero at first: the tiles handed out are the first one
-ROW_BLOCK = 64  # rows that wgmma multiplies at least, with tokens on its M side
+QUEUE_SLOTS = 2
 RECORD = 8  # Int32 words of a tile record in shared memory
 
 
-def padded(rows: Int32) -> Int32:
-    """Rows of an expert whose rows are padded to whole blocks."""
-    return (rows + (ROW_BLOCK - 1)) // ROW_BLOCK * ROW_BLOCK
+def padded(rows: Int32, row_block: int) -> Int32:
+    """Rows of an expert whose rows are padded to whole blocks of row_block rows."""
+    return (rows + (row_block - 1)) // row_block * row_block
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One unit of work. gemm: GEMM1, GEMM2 or END; expert; column: weight tile; row: first flat
-    row; place: the same row where experts are padded to whole blocks; rows: valid rows (at most
-    the tile's); ready: GEMM1 tiles of the expert; together: whether the blocks of the cluster have
-    the same weights."""
+    """One unit of work.
+
+    gemm: GEMM1, GEMM2 or END. n_block: number of the weight tile. row: first flat row; padded_row:
+    the same row where experts are padded to whole blocks of rows. rows: valid rows, at most the
+    tile's. gemm1_tiles: how many GEMM1 tiles the expert has. multicast: whether the blocks of the
+    cluster have the same weights (1) or not (0).
+    """
 
     gemm: Int32
     expert: Int32
-    column: Int32
+    n_block: Int32
     row: Int32
-    place: Int32
+    padded_row: Int32
     rows: Int32
-    ready: Int32
-    together: Int32
+    gemm1_tiles: Int32
+    multicast: Int32
 
     def write(self, words: cute.Tensor) -> None:
         for i, field in enumerate(fields(self)):
@@ -76,40 +87,41 @@ class Tile:
 class TileList:
     """The tile list of one launch, spread over the lanes of a warp: lane e knows expert e.
 
-    first, end: flat rows of the lane's expert; place: its first row where experts are padded to
-    whole blocks, place_end: behind its last; tiles: its token tiles; last: token tiles of
-    experts 0..lane; total: token tiles of all experts. tile_rows: tokens of a tile; columns1,
-    columns2: weight tiles that a token tile meets in GEMM1 and in GEMM2; group: of columns2, taken
-    together.
+    first, end: flat rows of the lane's expert; padded_first: its first row where experts are padded
+    to whole blocks of rows, padded_end: behind its last; tiles: its token tiles; last: token tiles
+    of experts 0..lane; total: token tiles of all experts. tile_rows: tokens of a tile; n_blocks1,
+    n_blocks2: weight tiles that a token tile meets in GEMM1 and in GEMM2; panel: how many of
+    n_blocks2 are taken together.
     """
 
     first: Int32
     end: Int32
-    place: Int32
-    place_end: Int32
+    padded_first: Int32
+    padded_end: Int32
     tiles: Int32
     last: Int32
     total: Int32
     tile_rows: int
-    columns1: int
-    columns2: int
-    group: int
+    n_blocks1: int
+    n_blocks2: int
+    panel: int
 
     @staticmethod
     def load(
-        offsets: cute.Tensor, experts: int, tile_rows: int, columns1: int, columns2: int, group: int
-    ) -> TileList:
+        offsets: cute.Tensor, experts: int, tile_rows: int, row_block: int, n_blocks1: int,
+        n_blocks2: int, panel: int,
+    ) -> TileList:  # fmt: skip
         """From offsets int32 [experts + 1]; called by all lanes of a warp, experts <= 32."""
         lane = arch.lane_idx()
         expert = select(lane < experts, lane, experts - 1)
         first, end = offsets[expert], offsets[expert + 1]
         rows = select(lane < experts, end - first, 0)
-        place_end = sum_up_to_lane(padded(rows))
+        padded_end = sum_up_to_lane(padded(rows, row_block))
         tiles = (rows + (tile_rows - 1)) // tile_rows
         last = sum_up_to_lane(tiles)
         return TileList(
-            first, end, place_end - padded(rows), place_end, tiles, last,
-            arch.shuffle_sync(last, 31), tile_rows, columns1, columns2, group,
+            first, end, padded_end - padded(rows, row_block), padded_end, tiles, last,
+            arch.shuffle_sync(last, 31), tile_rows, n_blocks1, n_blocks2, panel,
         )  # fmt: skip
 
     def pair(self, index: Int32, block: Int32) -> Tile:
@@ -120,31 +132,193 @@ class TileList:
             field.name: select(block == 0, getattr(first, field.name), getattr(second, field.name))
             for field in fields(Tile)
         }
-        same = (first.expert == second.expert) & (first.column == second.column)
-        return Tile(**values | {"together": select(same, 1, 0)})
+        same = (first.expert == second.expert) & (first.n_block == second.n_block)
+        return Tile(**values | {"multicast": select(same, 1, 0)})
 
     def tile(self, index: Int32) -> Tile:
         """Tile number `index`; called by all lanes of the warp."""
-        tiles1 = self.total * self.columns1
+        tiles1 = self.total * self.n_blocks1
         in_gemm2 = index >= tiles1
         local = index - select(in_gemm2, tiles1, 0)
-        tiles2 = self.total * self.group  # of a group
-        group = select(in_gemm2, local // select(tiles2 > 0, tiles2, 1), 0)
-        local = local - group * tiles2
-        columns = select(in_gemm2, self.group, self.columns1)
+        tiles2 = self.total * self.panel  # of a panel
+        panel = select(in_gemm2, local // select(tiles2 > 0, tiles2, 1), 0)
+        local = local - panel * tiles2
+        n_blocks = select(in_gemm2, self.panel, self.n_blocks1)
         gemm = select(in_gemm2, GEMM2, GEMM1)
-        gemm = select(index >= tiles1 + self.total * self.columns2, END, gemm)
+        gemm = select(index >= tiles1 + self.total * self.n_blocks2, END, gemm)
         # the lanes whose experts end before the tile
-        expert = arch.popc(arch.vote_ballot_sync(self.last * columns <= local)) & 31
+        expert = arch.popc(arch.vote_ballot_sync(self.last * n_blocks <= local)) & 31
         tiles = arch.shuffle_sync(self.tiles, expert)
-        local = local - (arch.shuffle_sync(self.last, expert) - tiles) * columns
-        column = local // select(tiles > 0, tiles, 1)
-        number = local - column * tiles
-        number = select(column % 2 == 0, number, tiles - 1 - number)
+        local = local - (arch.shuffle_sync(self.last, expert) - tiles) * n_blocks
+        n_block = local // select(tiles > 0, tiles, 1)
+        number = local - n_block * tiles
+        number = select(n_block % 2 == 0, number, tiles - 1 - number)
         before = number * self.tile_rows
         row = arch.shuffle_sync(self.first, expert) + before
-        place = arch.shuffle_sync(self.place, expert) + before
+        padded_row = arch.shuffle_sync(self.padded_first, expert) + before
         left = arch.shuffle_sync(self.end, expert) - row
         rows = select(left < self.tile_rows, left, self.tile_rows)
-        column = column + group * self.group
-        return Tile(gemm, expert, column, row, place, rows, tiles * self.columns1, Int32(0))
+        n_block = n_block + panel * self.panel
+        return Tile(gemm, expert, n_block, row, padded_row, rows, tiles * self.n_blocks1, Int32(0))
+
+
+@dataclass(frozen=True)
+class TileQueue:
+    """The tiles of a block on their way from the scheduler to the other roles: a ring of records,
+    which the first block of a cluster fills in all of them. Every role walks it with `next_tile`
+    and a state of its own (`consumer_state`)."""
+
+    ring: Ring
+    records: cute.Tensor  # int32 (RECORD, QUEUE_SLOTS)
+
+    @staticmethod
+    def of(barriers: cute.Pointer, records: cute.Pointer, cluster: int) -> TileQueue:
+        """barriers: 2 QUEUE_SLOTS Int64, records: RECORD QUEUE_SLOTS Int32 of shared memory."""
+        layout = cute.make_layout((RECORD, QUEUE_SLOTS))
+        return TileQueue(Ring(barriers, QUEUE_SLOTS, cluster), cute.make_tensor(records, layout))
+
+
+@cute.jit
+def next_tile(queue: TileQueue, state) -> Tile:
+    """By all lanes of a warp: read the next tile record and release its slot, which the first block
+    of the cluster fills."""
+    ring = queue.ring
+    ring.wait_full(state)
+    tile = Tile.read(queue.records[None, state.index])
+    ring.release(state, Int32(0))
+    return tile
+
+
+class TileScheduler:
+    """Hands out the tiles of a launch, and counts those that are finished.
+
+    experts: local experts, at most 32. weight_tiles: that a token tile meets in GEMM1 and in GEMM2;
+    panel_tiles: GEMM2's weight tiles whose columns of y are completed, and combined, together.
+    row_block: what experts are padded to where tokens are gathered. num_blocks: of the launch.
+    """
+
+    def __init__(
+        self, experts: int, config: GemmConfig, weight_tiles: tuple[int, int], panel_tiles: int,
+        row_block: int, num_blocks: int,
+    ):  # fmt: skip
+        for count in (weight_tiles[0], panel_tiles):
+            if count % config.cluster:  # a pair of tiles must not span two GEMMs
+                raise ValueError(
+                    f"weight_rows must give a multiple of {config.cluster} weight tiles, "
+                    f"got {config.weight_rows} for {count}"
+                )
+        panels = weight_tiles[1] // panel_tiles
+        if experts > min(32, COUNTERS - 1 - panels):
+            raise ValueError(
+                f"num_local_experts must be at most {min(32, COUNTERS - 1 - panels)}, got {experts}"
+            )
+        self.experts = experts
+        self.config = config
+        self.weight_tiles = weight_tiles
+        self.panel_tiles = panel_tiles
+        self.row_block = row_block
+        self.num_blocks = num_blocks
+
+    def tile_list(self, expert_offsets: cute.Pointer) -> TileList:
+        """By all lanes of a warp."""
+        return TileList.load(
+            cute.make_tensor(expert_offsets, cute.make_layout(self.experts + 1)),
+            self.experts,
+            self.config.tokens,
+            self.row_block,
+            *self.weight_tiles,
+            self.panel_tiles,
+        )
+
+    def expert_counter(self, counters: cute.Pointer, expert: Int32) -> cute.Pointer:
+        """Counts the expert's gathered rows, where they are gathered, and its GEMM1 tiles."""
+        return counters + 1 + expert
+
+    def panel_counters(self, counters: cute.Pointer) -> cute.Pointer:
+        """Count each panel's finished GEMM2 tiles."""
+        return counters + 1 + self.experts
+
+    def counter_of(self, tile: Tile) -> Int32:
+        """Number of the counter to raise when the tile is finished; 0: none."""
+        panel = self.experts + tile.n_block // self.panel_tiles
+        number = 1 + select(tile.gemm == GEMM1, tile.expert, panel)
+        return select(tile.gemm == END, 0, number)
+
+    @cute.jit
+    def schedule(self, queue: TileQueue, expert_offsets: cute.Pointer, counters: cute.Pointer):
+        """The scheduler's warp in a cluster's first block: hand out tiles to the cluster, one to
+        each block (its own index first, then the global counter), and publish those that this block
+        has finished.
+
+        A record's slot is free once every reader has read it, and consumers read a record after
+        they have finished the tile before it: so getting the slot of tile t (which held tile
+        t - QUEUE_SLOTS) tells that tile t - QUEUE_SLOTS - 1 is finished and its rows are written.
+        """
+        tiles = self.tile_list(expert_offsets)
+        ring, state = queue.ring, producer_state(QUEUE_SLOTS)
+        clusters = self.num_blocks // self.config.cluster
+        index = arch.block_idx()[0] // self.config.cluster
+        # counter to raise once the tile is finished, for tile t - 1, t - 2, ...; 0: none
+        pending = [Int32(0) for _ in range(QUEUE_SLOTS + 1)]
+        left = Int32(QUEUE_SLOTS + 1)  # slots to get: the end record's and one per tile before it
+        while left > 0:
+            if cutlass.const_expr(self.config.cluster == 1):
+                tile = tiles.tile(index)
+            else:
+                tile = tiles.pair(index, arch.lane_idx())
+            ring.wait_empty(state)
+            self.raise_counter(counters, pending[-1])
+            for q in cutlass.range_constexpr(QUEUE_SLOTS, 0, -1):
+                pending[q] = pending[q - 1]
+            pending[0] = self.counter_of(tile)
+            if left == QUEUE_SLOTS + 1:
+                self.hand_out(queue, state, tile)
+            state.advance()
+            if tile.gemm == END:
+                left -= 1
+            else:
+                taken = Int32(0)
+                if arch.lane_idx() == 0:
+                    taken = arch.atomic_add(counters, Int32(1), sem="relaxed", scope="gpu")
+                index = clusters + arch.shuffle_sync(taken, 0)
+
+    @cute.jit
+    def hand_out(self, queue: TileQueue, state, tile: Tile):
+        """Fill a slot of the queue; in a cluster, lane b that of block b with a tile of its own."""
+        ring, records = queue.ring, queue.records
+        if cutlass.const_expr(self.config.cluster == 1):
+            with arch.elect_one():
+                tile.write(records[None, state.index])
+                arch.mbarrier_arrive(ring.full_barrier(state))
+        else:
+            block = arch.lane_idx()
+            if block < self.config.cluster:
+                record = records.iterator + state.index * RECORD
+                tile.send(record, ring.full_barrier(state), block)
+
+    @cute.jit
+    def publish(self, queue: TileQueue, counters: cute.Pointer):
+        """The scheduler's warp in the other blocks of a cluster: publish the tiles that the block
+        has finished."""
+        ring, state = queue.ring, consumer_state(QUEUE_SLOTS)
+        gemm, finished = Int32(GEMM1), Int32(0)
+        while gemm != END:
+            tile = next_tile(queue, state)
+            # once all have read the record, the consumers have finished the tile before it
+            ring.wait_empty(state)
+            self.raise_counter(counters, finished)
+            finished = self.counter_of(tile)
+            gemm = tile.gemm
+            state.advance()
+
+    @cute.jit
+    def raise_counter(self, counters: cute.Pointer, number: Int32):
+        """By all lanes: count one finished tile or row; number: of the counter, or 0 for none."""
+        if number > 0 and arch.lane_idx() == 0:
+            arch.red(counters + number, Int32(1), op="add", dtype="s32", sem="release", scope="gpu")
+
+    @cute.jit
+    def wait_for(self, counter: cute.Pointer, count: Int32):
+        """Wait until the counter has reached `count`; what was counted may then be read."""
+        while arch.load(counter, Int32, sem="acquire", scope="gpu") < count:
+            pass

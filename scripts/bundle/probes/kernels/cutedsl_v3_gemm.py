@@ -17,12 +17,16 @@ import torch
 import torch.nn.functional as F
 from cutlass import BFloat16, Float8E4M3FN, Float32, Int32
 
+from solutions.common.cutedsl.combine import Combine
 from solutions.common.cutedsl.compilation import compile_launch
 from solutions.common.cutedsl.config import GemmConfig, config_for
-from solutions.common.cutedsl.gathered_tokens import GROUP_COLUMNS
-from solutions.common.cutedsl.sm90.swap_ab import SwapAbGemms
-from solutions.common.cutedsl.sm90.tokens_on_m import TokensOnMGemms
-from solutions.common.cutedsl.tile_scheduler import COUNTERS, ROW_BLOCK
+from solutions.common.cutedsl.gathered_tokens import PANEL_COLUMNS, GatheredTokens
+from solutions.common.cutedsl.moe_gemms import MoeGemms
+from solutions.common.cutedsl.operands import GemmScratch, Inputs, Rows
+from solutions.common.cutedsl.sm90.swap_ab import SwapAb
+from solutions.common.cutedsl.sm90.tokens_on_m import TokensOnM
+from solutions.common.cutedsl.streamed_tokens import StreamedTokens
+from solutions.common.cutedsl.tile_scheduler import COUNTERS, TileScheduler
 from solutions.common.geometry import DEEPSEEK_V3_EP8, Geometry
 
 if TYPE_CHECKING:
@@ -32,31 +36,39 @@ EXPERTS = DEEPSEEK_V3_EP8.num_local_experts  # of every compiled kernel; some ma
 LAUNCHES = 64  # that find counters of their own before all are set again
 
 
-class Gemm2Only:
-    """The tile list without GEMM1, and nothing but the tiles."""
+class Gemm2Tiles(TileScheduler):
+    """The tile list without GEMM1."""
 
-    @property
-    def weight_tiles(self) -> tuple[int, int]:
-        return 0, super().weight_tiles[1]
+    def __init__(self, experts, config, weight_tiles, *arguments):
+        super().__init__(experts, config, (0, weight_tiles[1]), *arguments)
+
+
+class NoCombine(Combine):
+    """There are no tokens to combine for."""
+
+    def rows(self, *arguments) -> None:
+        """Nothing."""
+
+
+class Gemm2(MoeGemms):
+    """The solution's kernel with nothing but GEMM2's tiles."""
+
+    Scheduler = Gemm2Tiles
+    Combine = NoCombine
+
+
+class SwapAbGemm2(SwapAb):
+    """For few rows per expert; no weights of GEMM1 are prefetched."""
 
     def prefetch_weights(self, *arguments) -> None:
-        """There are none of GEMM1."""
-
-    def combine_rows(self, *arguments) -> None:
-        """There are no tokens to combine for."""
+        """Nothing."""
 
 
-class SwapAbGemm2(Gemm2Only, SwapAbGemms):
-    """For few rows per expert."""
-
-
-class DirectGemm2(Gemm2Only, TokensOnMGemms):
+class PaddedTokens(GatheredTokens):
     """For many; the layer gathers GEMM1's rows here, and there are none."""
 
-    def __init__(self, geometry: Geometry, config: GemmConfig, num_sms: int):
-        # the layer's width passes the checks on what is gathered, which is nothing
-        super().__init__(DEEPSEEK_V3_EP8, config, num_sms)
-        self.geometry = geometry
+    def check_hidden_size(self) -> None:
+        """Any will do, as nothing is gathered."""
 
     def gather(self, *arguments) -> None:
         """Nothing."""
@@ -81,8 +93,8 @@ class GroupedGemm:
     )  # fmt: skip
 
     def __init__(self, geometry: Geometry, config: GemmConfig, num_sms: int):
-        kernel = SwapAbGemm2 if config.swap_ab else DirectGemm2
-        self.gemms = kernel(geometry, config, num_sms)
+        parts = (SwapAbGemm2, StreamedTokens) if config.swap_ab else (TokensOnM, PaddedTokens)
+        self.gemms = Gemm2(geometry, config, num_sms, *parts)
 
     @cute.jit
     def __call__(
@@ -100,10 +112,9 @@ class GroupedGemm:
     ):
         # Of GEMM1's operands only the weight scales are touched: N K / 64 bytes are prefetched.
         w1_scale = cute.recast_ptr(b, dtype=Float32)
-        self.gemms(
-            a, a_scale, b, w1_scale, b, b_scale, offsets, offsets, row_weight, a, a_scale, y,
-            offsets, y, counters, Int32(0), act_rows, stream,
-        )  # fmt: skip
+        inputs = Inputs(a, a, a, a_scale, b, w1_scale, b, b_scale)
+        rows = Rows(offsets, offsets, row_weight, offsets, counters)
+        self.gemms(inputs, rows, GemmScratch(a, a_scale, y), y, Int32(0), act_rows, stream)
 
     def compile(self, *decorators, options: str = ""):
         """For any rows; the result takes addresses as plain integers."""
@@ -119,9 +130,9 @@ def _compiled(geometry: Geometry, config: GemmConfig, device: int):
 def cutedsl_v3(problem: Problem) -> Launch:
     """In the configuration that the solution takes for as many rows per expert."""
     experts, n, k = problem.b.shape
-    if experts > EXPERTS or n % GROUP_COLUMNS or k % 256:
+    if experts > EXPERTS or n % PANEL_COLUMNS or k % 256:
         raise ValueError(
-            f"problem: expected at most {EXPERTS} experts, N a multiple of {GROUP_COLUMNS} and K "
+            f"problem: expected at most {EXPERTS} experts, N a multiple of {PANEL_COLUMNS} and K "
             f"of 256, got {experts}, {n} and {k}"
         )
     config = config_for(problem.like_tokens)
@@ -131,7 +142,7 @@ def cutedsl_v3(problem: Problem) -> Launch:
 
     offsets = problem.offsets.new_full((EXPERTS + 1,), problem.rows)
     offsets[: experts + 1] = problem.offsets
-    block = 1 if config.swap_ab else ROW_BLOCK
+    block = 1 if config.swap_ab else TokensOnM.row_block
     sizes = [-(-rows // block) * block for rows in problem.rows_per_expert]
     a, a_scale = problem.spread([*sizes, -sum(sizes) % 4])
     a_scale = a_scale.t().repeat_interleave(128 // config.act_columns, dim=0).contiguous()

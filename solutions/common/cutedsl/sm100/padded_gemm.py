@@ -23,7 +23,7 @@ import cutlass
 import cutlass.cute as cute
 from cutlass import BFloat16, Float8E4M3FN, Float32, Int32, Int64
 from cutlass.cute.nvgpu import cpasync, tcgen05
-from cutlass.utils import SmemAllocator
+from cutlass.memory import SmemAllocator
 
 from ..compilation import compile_launch
 from ..device import vector
@@ -255,7 +255,7 @@ class PaddedGemmKernel:
         # the list's second GEMM is not wanted: its first tile ends the walk
         return TileList.load(
             cute.make_tensor(offsets, cute.make_layout(MAX_EXPERTS + 1)), experts, t.rows,
-            cute.ceil_div(n_blocks * BLOCK, t.columns), 1, 1,
+            ROWS, cute.ceil_div(n_blocks * BLOCK, t.columns), 1, 1,
         )  # fmt: skip
 
     def first_tile(self) -> Int32:
@@ -291,9 +291,9 @@ class PaddedGemmKernel:
         tile = tiles.tile(index)
         while tile.gemm == GEMM1:
             row = self.first_row(tile, offsets) // ROWS
-            column = tile.column * t.blocks + self.rank()
+            column = tile.n_block * t.blocks + self.rank()
             for k in cutlass.range(k_blocks, unroll=1):
-                slots.acquire(slot)
+                slots.wait_empty(slot)
                 barrier = slots.full_barrier(slot)
                 if self.rank() == 0:
                     with cute.arch.elect_one():
@@ -309,7 +309,7 @@ class PaddedGemmKernel:
                     tma_bar_ptr=barrier,
                 )  # fmt: skip
                 slot.advance()
-                scales.acquire(scale_slot)
+                scales.wait_empty(scale_slot)
                 barrier = scales.full_barrier(scale_slot)
                 with cute.arch.elect_one():
                     cute.arch.mbarrier_arrive_and_expect_tx(barrier, 4 * ROWS)
@@ -336,8 +336,8 @@ class PaddedGemmKernel:
         tile = tiles.tile(index)
         while tile.gemm == GEMM1:
             for _ in cutlass.range(k_blocks, unroll=1):
-                sums.acquire(sum_)
-                slots.wait(slot)
+                sums.wait_empty(sum_)
+                slots.wait_full(slot)
                 tmem.after_wait()
                 with cute.arch.elect_one():
                     umma.multiply(
@@ -369,7 +369,7 @@ class PaddedGemmKernel:
         index = self.first_tile()
         tile = tiles.tile(index)
         while tile.gemm == GEMM1:
-            column = tile.column * t.columns + half * t.half_columns
+            column = tile.n_block * t.columns + half * t.half_columns
             block = cutlass.min(column // BLOCK, n_blocks - 1)
             scale = b_scale + (tile.expert * n_blocks + block) * k_blocks
             next_scale = scale[0]
@@ -377,12 +377,12 @@ class PaddedGemmKernel:
             for k in cutlass.range(k_blocks, unroll=1):
                 column_scale = next_scale
                 next_scale = scale[cutlass.min(k + 1, k_blocks - 1)]
-                scales.wait(scale_slot)
+                scales.wait_full(scale_slot)
                 row_scale = shared.a_scale.data_ptr()[
                     scale_slot.index * ROWS + warp % 4 * 32 + cute.arch.lane_idx()
                 ]
                 self.release(scales, scale_slot)
-                sums.wait(sum_)
+                sums.wait_full(sum_)
                 tmem.after_wait()
                 self.add(
                     sums, sum_, memory + sum_.index * t.columns + half * t.half_columns, final,
@@ -423,9 +423,9 @@ class PaddedGemmKernel:
         cute.arch.sync_warp()
         with cute.arch.elect_one():
             if cutlass.const_expr(self.tile.blocks == 1):
-                ring.release(state)
+                ring.arrive_empty(state)
             else:
-                ring.release(state, block)
+                ring.arrive_empty(state, block)
 
     @cute.jit
     def store(

@@ -22,8 +22,8 @@ import cutlass
 import cutlass.cute as cute
 from cutlass import BFloat16, Float8E4M3FN, Float32, Int32, Int64
 from cutlass.cute.nvgpu import OperandMajorMode, cpasync, warpgroup
+from cutlass.memory import SmemAllocator
 from cutlass.pipeline import NamedBarrier
-from cutlass.utils import SmemAllocator
 from cutlass.utils.hopper_helpers import make_trivial_tiled_mma
 
 from ..compilation import compile_launch
@@ -218,7 +218,7 @@ class PaddedGemmKernel:
         # the list's second GEMM is not wanted: its first tile ends the walk
         tiles = TileList.load(
             cute.make_tensor(offsets, cute.make_layout(MAX_EXPERTS + 1)), experts, t.rows,
-            cute.ceil_div(n_blocks * BLOCK, t.columns), 1, 1,
+            WARPGROUP_ROWS, cute.ceil_div(n_blocks * BLOCK, t.columns), 1, 1,
         )  # fmt: skip
         if warp < 4:
             cute.arch.setmaxregister_decrease(PRODUCER_REGISTERS)
@@ -257,7 +257,7 @@ class PaddedGemmKernel:
         while tile.gemm == GEMM1:
             row = self.first_row(tile, offsets) // t.rows
             for k in cutlass.range(k_blocks, unroll=1):
-                ring.acquire(state)
+                ring.wait_empty(state)
                 barrier = ring.full_barrier(state)
                 with cute.arch.elect_one():
                     cute.arch.mbarrier_arrive_and_expect_tx(
@@ -265,7 +265,7 @@ class PaddedGemmKernel:
                     )
                 slot = (None, state.index)
                 cute.copy(
-                    load_b, from_b[None, tile.column, k, tile.expert], to_b[slot],
+                    load_b, from_b[None, tile.n_block, k, tile.expert], to_b[slot],
                     tma_bar_ptr=barrier,
                 )  # fmt: skip
                 cute.copy(
@@ -309,7 +309,7 @@ class PaddedGemmKernel:
         index, _, _ = cute.arch.block_idx()
         tile = tiles.tile(index)
         while tile.gemm == GEMM1:
-            column = tile.column * t.columns + group_column
+            column = tile.n_block * t.columns + group_column
             if group_row < tile.rows and column < n_blocks * BLOCK:
                 scales = []
                 for part in cutlass.range_constexpr(cute.size(final, mode=[2])):
@@ -342,7 +342,7 @@ class PaddedGemmKernel:
         final.fill(0.0)
         for k in cutlass.range(k_blocks, unroll=1):
             b_scale = [scales[k] for scales in b_scales]
-            ring.wait(state)
+            ring.wait_full(state)
             smem_scale = shared.a_scale.data_ptr() + state.index * t.rows + row
             a_scale = [smem_scale[8 * i] for i in range(2)]
             for part in cutlass.range_constexpr(parts):
@@ -371,13 +371,13 @@ class PaddedGemmKernel:
         """The warp is done with the slot."""
         cute.arch.sync_warp()
         with cute.arch.elect_one():
-            ring.release(state)
+            ring.arrive_empty(state)
 
     @cute.jit
     def skip(self, ring: Ring, state, k_blocks):
         """Walk through a tile's slots without using them."""
         for _ in cutlass.range(k_blocks, unroll=1):
-            ring.wait(state)
+            ring.wait_full(state)
             self.release(ring, state)
             state.advance()
         return state

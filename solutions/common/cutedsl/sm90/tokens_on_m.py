@@ -18,105 +18,110 @@ import cutlass.cute as cute
 from cutlass import BFloat16, Float8E4M3FN, Float32, Int32, Int64
 from cutlass.cute.nvgpu import warpgroup
 
-from ..device import vector
-from ..gathered_tokens import GatheredTokens
-from ..moe_gemms import BLOCK, E4M3_MAX, QUEUE_SLOTS
-from ..ring import Ring, consumer_state
-from ..tile_scheduler import END, GEMM1, Tile
-from .swap_ab import swiglu
+from ...geometry import Geometry
+from ..config import BLOCK_K, GemmConfig
+from ..device import swizzled_tensor, vector
+from ..epilogue import MIN_AMAX, inverse_scale, larger, scale_of, swiglu
+from ..moe_gemms import Block
+from ..operands import GemmOperands
+from ..ring import Ring, block_rank, consumer_state
+from ..tile_scheduler import END, GEMM1, QUEUE_SLOTS, Tile, next_tile
+from .consumers import WgmmaConsumers
 
 WARP_ROWS = 16
 ROW_BYTES = 128  # of a row in a warp's shared memory
 ROW_PITCH = ROW_BYTES + 16
 
 
-class TokensOnMGemms(GatheredTokens):
+class TokensOnM(WgmmaConsumers):
     """See the module's docstring."""
 
-    @property
-    def result_bytes(self) -> int:
-        return 4 * self.config.warpgroups * WARP_ROWS * ROW_PITCH
+    def __init__(self, geometry: Geometry, config: GemmConfig):
+        super().__init__(geometry, config)
+        if config.tokens != self.row_block * config.warpgroups:
+            raise ValueError(
+                f"tokens must be {self.row_block} per warpgroup without swap_ab, "
+                f"got {config.tokens} for {config.warpgroups}"
+            )
+        self.result_size = self.threads // 32 * WARP_ROWS * ROW_PITCH
 
     @property
     def mma_shape(self) -> tuple[int, int]:
-        return 64, BLOCK
+        """64 tokens by 128 weight rows."""
+        return self.row_block, BLOCK_K
 
     @cute.jit
-    def consume(
-        self, ring: Ring, queue: Ring, records, shared, thread: Int32, tiled_mma, row_weight,
-        act, act_scale, y, act_rows,
-    ):  # fmt: skip
+    def consume(self, block: Block, thread: Int32, tiled_mma, operands: GemmOperands):
         """Multiply, promote, and write every tile's result."""
         g, n, r, s = self.geometry, self.config.tokens, self.config.weight_rows, self.config.stages
-        swizzle = cute.make_swizzle(3, 4, 3)
-        tokens = shared.tokens.get_tensor(
-            cute.make_layout((n, BLOCK, s), stride=(BLOCK, 1, n * BLOCK)), swizzle=swizzle
-        )
-        weights = shared.weights.get_tensor(  # halves of all slots in a row
-            cute.make_layout((BLOCK, BLOCK, r // BLOCK * s), stride=(BLOCK, 1, BLOCK * BLOCK)),
-            swizzle=swizzle,
-        )
-        group = cute.arch.make_warp_uniform(thread // 128)
-        slice_ = tiled_mma.get_slice(group * 128)
+        tokens = swizzled_tensor(block.shared.tokens, (n, BLOCK_K, s), (BLOCK_K, 1, n * BLOCK_K))
+        weights = swizzled_tensor(  # halves of all slots in a row
+            block.shared.weights, (BLOCK_K, BLOCK_K, r // BLOCK_K * s),
+            (BLOCK_K, 1, BLOCK_K * BLOCK_K),
+        )  # fmt: skip
+        number = cute.arch.make_warp_uniform(thread // 128)  # of the warpgroup
+        slice_ = tiled_mma.get_slice(number * 128)
         a = tiled_mma.make_fragment_A(slice_.partition_A(tokens))
         b = tiled_mma.make_fragment_B(slice_.partition_B(weights))
         final = cute.make_rmem_tensor(tiled_mma.partition_shape_C((n, r)), Float32)
         warp = cute.arch.make_warp_uniform(thread // 32)
-        result = shared.result.data_ptr() + warp * (WARP_ROWS * ROW_PITCH // 2)
+        result = block.shared.result.data_ptr() + warp * (WARP_ROWS * ROW_PITCH // 2)
 
         state, tile_state = consumer_state(s), consumer_state(QUEUE_SLOTS)
-        tile = self.next_tile(queue, records, tile_state)
+        tile = next_tile(block.queue, tile_state)
         tile_state.advance()
         while tile.gemm != END:
-            active = group * 64 < tile.rows
+            active = number * 64 < tile.rows
             if tile.gemm == GEMM1:
                 if active:
                     state = self.multiply(
-                        ring, shared, state, warp, tile, tiled_mma, a, b, final,
-                        g.hidden_size // BLOCK, True,
-                    )  # fmt: skip
-                    self.write_activation(result, warp, tile, final, act, act_scale, act_rows)
+                        block, state, warp, tiled_mma, a, b, final, g.hidden_size // BLOCK_K, True
+                    )
+                    self.write_activation(result, warp, tile, final, operands)
                 else:
-                    state = self.skip(ring, state, g.hidden_size // BLOCK)
+                    state = self.skip(block.ring, state, g.hidden_size // BLOCK_K)
             else:
                 if active:
                     state = self.multiply(
-                        ring, shared, state, warp, tile, tiled_mma, a, b, final,
-                        g.intermediate_size // BLOCK, False,
+                        block, state, warp, tiled_mma, a, b, final,
+                        g.intermediate_size // BLOCK_K, False,
                     )  # fmt: skip
-                    self.write_rows(result, warp, tile, final, row_weight, y)
+                    self.write_rows(result, warp, tile, final, operands)
                 else:
-                    state = self.skip(ring, state, g.intermediate_size // BLOCK)
-            tile = self.next_tile(queue, records, tile_state)
+                    state = self.skip(block.ring, state, g.intermediate_size // BLOCK_K)
+            tile = next_tile(block.queue, tile_state)
             tile_state.advance()
 
     @cute.jit
     def skip(self, ring: Ring, state, blocks: cutlass.Constexpr):
         """Walk through a tile's slots without using them."""
         for _ in cutlass.range(blocks, unroll=1):
-            ring.wait(state)
-            self.release(ring, state, 1 - self.rank())
+            ring.wait_full(state)
+            ring.release(state, 1 - block_rank(self.config.cluster))
             state.advance()
         return state
 
     @cute.jit
     def multiply(
-        self, ring: Ring, shared, state, warp: Int32, tile: Tile, tiled_mma, a, b, final,
-        blocks: cutlass.Constexpr, is_gemm1: cutlass.Constexpr,
+        self, block: Block, state, warp: Int32, tiled_mma, a, b, final, blocks: cutlass.Constexpr,
+        is_gemm1: cutlass.Constexpr,
     ):  # fmt: skip
-        """final = sum over the tile's slots of (tokens @ weights^T) * scales."""
-        n, groups = self.config.tokens, 1 if is_gemm1 else self.groups2
-        k_atoms = BLOCK // 32 // groups
+        """The main loop: final = sum over the tile's slots of (tokens @ weights^T) * scales."""
+        ring, shared = block.ring, block.shared
+        n, spans = self.config.tokens, 1 if is_gemm1 else self.config.act_spans
+        k_atoms = BLOCK_K // 32 // spans
         part = cute.make_rmem_tensor((*final.shape[:2], 1), Float32)
-        halves = self.config.weight_rows // BLOCK
+        halves = self.config.weight_rows // BLOCK_K
         row = warp * WARP_ROWS + cute.arch.lane_idx() // 4
         final.fill(0.0)
         for _ in cutlass.range(blocks, unroll=1):
-            ring.wait(state)
+            ring.wait_full(state)
             weight_scale = shared.weight_scale.data_ptr() + state.index * 2
-            token_scale = shared.token_scale.data_ptr() + state.index * (self.groups2 * n) + row
+            token_scale = (
+                shared.token_scale.data_ptr() + state.index * (self.config.act_spans * n) + row
+            )
             for half in cutlass.range_constexpr(halves):
-                for q in cutlass.range_constexpr(groups):
+                for q in cutlass.range_constexpr(spans):
                     warpgroup.fence()
                     for k in cutlass.range_constexpr(k_atoms):
                         mma = cute.make_mma_atom(tiled_mma.op)
@@ -136,65 +141,66 @@ class TokensOnMGemms(GatheredTokens):
                         for i in range(2)
                     ]
                     warpgroup.wait_group(0)
-                    for j in cutlass.range_constexpr(BLOCK // 8):
+                    for j in cutlass.range_constexpr(BLOCK_K // 8):
                         for i in cutlass.range_constexpr(2):
                             for c in cutlass.range_constexpr(2):
                                 scale = scales[i][j % 2]
                                 final[(c, i, j), 0, half] += part[(c, i, j), 0, 0] * scale
-            self.release(ring, state, 1 - self.rank())
+            ring.release(state, 1 - block_rank(self.config.cluster))
             state.advance()
         return state
 
     @cute.jit
-    def write_activation(self, result, warp: Int32, tile: Tile, final, act, act_scale, act_rows):
-        """SwiGLU, the scale of each token's columns, e4m3 and a coalesced store."""
+    def write_activation(self, result, warp: Int32, tile: Tile, final, operands: GemmOperands):
+        """GEMM1's epilogue: SwiGLU, e4m3 with a scale for a token's columns, a coalesced store."""
         width = self.config.act_columns
         lane = cute.arch.lane_idx()
         row = warp * WARP_ROWS + lane // 4
-        halves = self.config.weight_rows // BLOCK
+        halves = self.config.weight_rows // BLOCK_K
         result = cute.recast_ptr(result, dtype=Float8E4M3FN)
         for i in cutlass.range_constexpr(2):
-            values = cute.make_rmem_tensor((2, BLOCK // 16, halves), Float32)
-            largest = Float32(1e-10)
+            values = cute.make_rmem_tensor((2, BLOCK_K // 16, halves), Float32)
+            largest = Float32(MIN_AMAX)
             for half in cutlass.range_constexpr(halves):
-                for j in cutlass.range_constexpr(BLOCK // 16):
+                for j in cutlass.range_constexpr(BLOCK_K // 16):
                     for c in cutlass.range_constexpr(2):
                         value = swiglu(
                             final[(c, i, 2 * j), 0, half], final[(c, i, 2 * j + 1), 0, half]
                         )
                         values[c, j, half] = value
-                        largest = cute.arch.fmax(largest, cute.arch.fmax(value, -value))
+                        largest = larger(largest, value)
             largest = cute.arch.fmax(largest, cute.arch.shuffle_sync_bfly(largest, 1))
             largest = cute.arch.fmax(largest, cute.arch.shuffle_sync_bfly(largest, 2))
-            codes = cute.make_rmem_tensor((2, BLOCK // 16, halves), Float8E4M3FN)
-            inverse = E4M3_MAX * cute.arch.rcp_approx(largest)
+            codes = cute.make_rmem_tensor((2, BLOCK_K // 16, halves), Float8E4M3FN)
+            inverse = inverse_scale(largest)
             codes.store((values.load() * inverse).to(Float8E4M3FN))
             target = result + (lane // 4 + 8 * i) * ROW_PITCH + 2 * (lane % 4)
             for half in cutlass.range_constexpr(halves):
-                for j in cutlass.range_constexpr(BLOCK // 16):
+                for j in cutlass.range_constexpr(BLOCK_K // 16):
                     place = vector(target + half * 64 + j * 8, 2, 2)
                     cute.autovec_copy(codes[None, j, half], place)
             if lane % 4 == 0:
-                scales = act_scale + Int64(tile.column) * act_rows + tile.place
-                scales[row + 8 * i] = largest * (1.0 / E4M3_MAX)
+                scales = operands.act_scale + Int64(tile.n_block) * operands.act_rows
+                (scales + tile.padded_row)[row + 8 * i] = scale_of(largest)
         cute.arch.sync_warp()
-        target = act + Int64(tile.place) * self.geometry.intermediate_size + tile.column * width
+        i = self.geometry.intermediate_size
+        target = operands.act + Int64(tile.padded_row) * i + tile.n_block * width
         rows = Int32(self.config.tokens)  # with the padding of the warpgroup's block
-        self.store_rows(result, warp, rows, target, self.geometry.intermediate_size, width)
+        self.store_rows(result, warp, rows, target, i, width)
         cute.arch.fence_proxy("async.global")  # TMA will read the rows
 
     @cute.jit
-    def write_rows(self, result, warp: Int32, tile: Tile, final, row_weight, y):
-        """Rows of y: the tile's columns of every token, times its combine weight, in bf16."""
+    def write_rows(self, result, warp: Int32, tile: Tile, final, operands: GemmOperands):
+        """GEMM2's epilogue: the tile's columns of every row of y, times its weight, in bf16."""
         h, r = self.geometry.hidden_size, self.config.weight_rows
         lane = cute.arch.lane_idx()
         row = warp * WARP_ROWS + lane // 4
         columns = ROW_BYTES // 2
-        weights = row_weight + tile.row
+        weights = operands.row_weight + tile.row
         weight = [weights[cutlass.min(row + 8 * i, tile.rows - 1)] for i in range(2)]
-        y = y + Int64(tile.row) * h + tile.column * r
+        y = operands.y + Int64(tile.row) * h + tile.n_block * r
         for chunk in cutlass.range_constexpr(r // columns):
-            half, first = chunk * columns // BLOCK, chunk * columns % BLOCK // 8
+            half, first = chunk * columns // BLOCK_K, chunk * columns % BLOCK_K // 8
             for i in cutlass.range_constexpr(2):
                 rounded = cute.make_rmem_tensor((2, columns // 8), Float32)
                 for j in cutlass.range_constexpr(columns // 8):
