@@ -1,0 +1,19 @@
+"""Runs what CuTe DSL compiles for sm_90a and sm_100a on a CPU: see README.md."""
+
+from .buffers import Buffers
+from .errors import (
+    CompilerMissing,
+    EmulatorError,
+    KernelError,
+    PtxError,
+    UnsupportedInstruction,
+)
+from .host import HostProgram, emulated_launch
+from .launch import Emulator, KernelRun, LaunchConfig, Module
+from .schedule import EAGER, LAZY, Schedule, random_schedules
+
+__all__ = [
+    "EAGER", "LAZY", "Buffers", "CompilerMissing", "Emulator", "EmulatorError", "HostProgram",
+    "KernelError", "KernelRun", "LaunchConfig", "Module", "PtxError", "Schedule",
+    "UnsupportedInstruction", "emulated_launch", "random_schedules",
+]  # fmt: skip

@@ -1,0 +1,129 @@
+#include "memory.h"
+
+#include <stdio.h>
+
+void written(Warp *w, Cta *cta, u32 offset, u32 bytes) {
+    for (u32 i = offset / GRANULE; i <= (offset + bytes - 1) / GRANULE; i++)
+        cta->written[i] = (Written){cta->grid->time, w};
+}
+
+void written_by_async_proxy(Cta *cta, u32 offset, u32 bytes) {
+    for (u32 i = offset / GRANULE; i <= (offset + bytes - 1) / GRANULE; i++) cta->written[i].when = 0;
+}
+
+void read_by_async_proxy(Operation *o, Cta *cta, u32 offset, u32 bytes) {
+    for (u32 i = offset / GRANULE; i <= (offset + bytes - 1) / GRANULE; i++) {
+        Written last = cta->written[i];
+        if (!last.when || last.when <= o->fenced || last.when <= last.writer->fenced) continue;
+        Grid *grid = cta->grid;
+        if (!grid->counters.proxy_violations++ && !grid->message[0])
+            snprintf(grid->message, MESSAGE_BYTES,
+                     "no proxy fence between a store by warp %d and the asynchronous read (PTX line %d) of shared memory %#x of cta %u",
+                     last.writer->index, o->line, i * GRANULE, cta->id[0]);
+    }
+}
+
+void fence_proxy(Warp *w) { w->fenced = w->cta->grid->time; }
+
+// ----------------------------------------------------------------------------------- loads, stores
+INLINE void to_slot(Warp *w, int lane, int bytes, u16 slot, const u8 *from) {
+    if (bytes == 8) {
+        memcpy((u64 *)&w->r[slot] + lane, from, 8);
+    } else {
+        u32 value = 0;
+        memcpy(&value, from, bytes);
+        w->r[slot][lane] = value;
+    }
+}
+INLINE void from_slot(const Warp *w, int lane, int bytes, u16 slot, u8 *to) {
+    memcpy(to, (const u8 *)&w->r[slot] + lane * (bytes == 8 ? 8 : 4), bytes);
+}
+
+void load_parameter(Warp *w, Reg active, Reg64 from, int bytes, int n, const u16 *slots) {
+    Grid *grid = w->cta->grid;
+    FOR_LANES(active) {
+        u64 offset = from[l] - (u64)grid->parameters;
+        if (offset + bytes * n > grid->parameter_bytes) fault(w, "parameter at byte %ld of %u", (s64)offset, grid->parameter_bytes);
+        for (int i = 0; i < n; i++) to_slot(w, l, bytes, slots[i], grid->parameters + offset + i * bytes);
+    }
+}
+
+void load_global(Warp *w, Reg active, Reg64 from, int bytes, int n, const u16 *slots) {
+    FOR_LANES(active) {
+        check_aligned(w, "global", from[l], bytes * n);
+        const u8 *memory = global(w, from[l], bytes * n);
+        read_global(w->cta->grid, from[l], bytes * n, of_lane(w, l));
+        for (int i = 0; i < n; i++) to_slot(w, l, bytes, slots[i], memory + i * bytes);
+        w->cta->grid->counters.global_load_bytes += bytes * n;
+    }
+}
+
+void load_acquire(Warp *w, Reg active, Reg64 from, int bytes, int n, const u16 *slots) {
+    FOR_LANES(active) {
+        check_aligned(w, "global", from[l], bytes * n);
+        const u8 *memory = global(w, from[l], bytes * n);
+        acquire_global(w->cta->grid, w->racer, from[l]);
+        for (int i = 0; i < n; i++) to_slot(w, l, bytes, slots[i], memory + i * bytes);
+        yield(w, FOR_GLOBAL, from[l], 0);  // a loop may wait for another value
+    }
+    w->epoch++;
+}
+
+void load_shared(Warp *w, Reg active, Reg from, int bytes, int n, const u16 *slots) {
+    FOR_LANES(active) {
+        check_aligned(w, "shared", from[l], bytes * n);
+        Cta *owner = shared_owner(w, from[l], bytes * n);
+        u32 offset = SHARED_OFFSET(from[l]);
+        read_shared(owner, offset, bytes * n, of_lane(w, l));
+        for (int i = 0; i < n; i++) to_slot(w, l, bytes, slots[i], owner->shared + offset + i * bytes);
+        w->cta->grid->counters.shared_load_bytes += bytes * n;
+    }
+}
+
+void store_global(Warp *w, Reg active, Reg64 to, int bytes, int n, const u16 *slots) {
+    FOR_LANES(active) {
+        check_aligned(w, "global", to[l], bytes * n);
+        u8 *memory = global(w, to[l], bytes * n);
+        write_global(w->cta->grid, to[l], bytes * n, of_lane(w, l));
+        for (int i = 0; i < n; i++) from_slot(w, l, bytes, slots[i], memory + i * bytes);
+        w->cta->grid->counters.global_store_bytes += bytes * n;
+    }
+    w->cta->grid->progress++;
+}
+
+void store_shared(Warp *w, Reg active, Reg to, int bytes, int n, const u16 *slots) {
+    w->cta->grid->time++;
+    FOR_LANES(active) {
+        check_aligned(w, "shared", to[l], bytes * n);
+        Cta *owner = shared_owner(w, to[l], bytes * n);
+        u32 offset = SHARED_OFFSET(to[l]);
+        write_shared(owner, offset, bytes * n, of_lane(w, l));
+        for (int i = 0; i < n; i++) from_slot(w, l, bytes, slots[i], owner->shared + offset + i * bytes);
+        written(w, owner, offset, bytes * n);
+        w->cta->grid->counters.shared_store_bytes += bytes * n;
+    }
+    w->cta->grid->progress++;
+}
+
+Reg atomic_global(Warp *w, Reg active, Reg64 at, Reg value, Reg swap, Atomic operation, int acquires, int releases) {
+    Reg before = {};
+    FOR_LANES(active) {
+        check_aligned(w, "global", at[l], 4);
+        u32 *word = (u32 *)global(w, at[l], 4), old = *word, x = value[l];
+        if (releases) release_global(w->cta->grid, w->racer, at[l]);
+        if (acquires) acquire_global(w->cta->grid, w->racer, at[l]);
+        switch (operation) {
+        case ADD: *word = old + x; break;
+        case MAX_S32: *word = (s32)x > (s32)old ? x : old; break;
+        case MIN_S32: *word = (s32)x < (s32)old ? x : old; break;
+        case AND: *word = old & x; break;
+        case OR: *word = old | x; break;
+        case EXCHANGE: *word = x; break;
+        case COMPARE_EXCHANGE: *word = old == x ? swap[l] : old; break;
+        }
+        before[l] = old;
+    }
+    if (acquires) w->epoch++;
+    w->cta->grid->progress++;
+    return before;
+}
