@@ -14,14 +14,17 @@ import argparse
 import sys
 from pathlib import Path
 
+from bundle.console import open_output, printable
 from bundle.dataset.engine import write_engine_dataset
 from bundle.dataset.loading import load_definition
 from bundle.dataset.packing import PACKED_FILE, pack_folders, pack_in_place, solution_folders
+from bundle.dataset.untrusted import is_plain_name
+from bundle.files import replace_file
 from bundle.paths import ROOT, BadInput, check_root
-from flashinfer_bench.data import save_json_file
 
 
 def main() -> int:
+    open_output()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -48,13 +51,13 @@ def main() -> int:
         else:
             problems = pack_in_place(folders, arguments.local.resolve())
             written = [path for path in (f / PACKED_FILE for f in folders) if path.exists()]
-    except BadInput as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (BadInput, OSError) as error:
+        print(f"error: {printable(str(error), 4000)}", file=sys.stderr)
         return 2
     for path in written:
         print(path)
     for problem in problems:
-        print(f"error: {problem}", file=sys.stderr)
+        print(f"error: {printable(problem)}", file=sys.stderr)
     return 1 if problems else 0
 
 
@@ -73,9 +76,13 @@ def _pack_into(folders: list[Path], dataset: Path) -> tuple[list[Path], list[str
     written = []
     for solution in solutions.values():
         op_type = load_definition(dataset, solution.definition).op_type
+        if not is_plain_name(op_type):
+            raise BadInput(f"{solution.definition}: op_type: expected a name, got {op_type!r}")
         folder = dataset / "solutions" / solution.author / op_type / solution.definition
-        written.append(folder / f"{solution.name}.json")
-        save_json_file(solution, written[-1])
+        path = folder / f"{solution.name}.json"
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_file(path, solution.model_dump_json(indent=2, exclude_unset=True).encode())
+        written.append(path)
     return written, problems
 
 

@@ -22,13 +22,8 @@ from pathlib import Path
 import torch
 from bundle.console import open_output, printable
 from bundle.dataset.loading import check_blobs, describe, load_dataset
-from bundle.dataset.packing import (
-    CONFIG_FILE,
-    Requires,
-    pack_in_place,
-    read_config,
-    solution_folders,
-)
+from bundle.dataset.manifest import CONFIG_FILE, Requires, read_config
+from bundle.dataset.packing import pack_in_place, solution_folders
 from bundle.dataset.replicas import prepare
 from bundle.paths import ROOT, BadInput, check_root
 from bundle.runs.cpu_runner import cpu_benchmark
@@ -125,13 +120,16 @@ def run(arguments: argparse.Namespace, device: Device, console: Console) -> int:
     config = configure(arguments)
     root = check_root(arguments.local)
     problems = pack_in_place(solution_folders(root), root)
-    for problem in problems:
-        console.print(f"[red]does not pack:[/] {escape(problem)}", highlight=False, soft_wrap=True)
     try:
         prepare(root)
     except (OSError, ValueError) as error:
         raise BadInput(f"blobs of {root}: {error}") from error
-    trace_set = load_dataset(root)
+    packed = len(problems)
+    trace_set = load_dataset(root, problems)
+    for number, problem in enumerate(problems):
+        what = "does not pack" if number < packed else "cannot be used"
+        line = f"[red]{what}:[/] {escape(printable(problem))}"
+        console.print(line, highlight=False, soft_wrap=True)
 
     jobs = select_jobs(trace_set, arguments, device, console)
     check_store(

@@ -1,5 +1,6 @@
 """Files that are replaced as a whole, and sections of them."""
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -30,3 +31,28 @@ def write_whole(path: Path, text: str) -> None:
         unfinished.write_text(text, encoding="utf-8")
         unfinished.chmod(mode)
         unfinished.replace(path)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file in one step, under a name of its own until it is whole and on the disk.
+
+    A link is replaced, not followed: a folder from elsewhere may hold one that leads anywhere.
+    """
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".new")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(descriptor)
+            os.fchmod(descriptor, 0o666 & ~_umask())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    """What new files are masked with; there is no way to ask for it alone."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask

@@ -1,7 +1,7 @@
 """Which solutions can run here, and what is said about those that cannot."""
 
 import pytest
-from bundle.dataset.packing import Requires
+from bundle.dataset.manifest import Requires
 from bundle.runs.requirements import Device, current_device, why_not
 
 CPU = Device("CPU", None)

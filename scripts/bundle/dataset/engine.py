@@ -21,7 +21,8 @@ from flashinfer_bench.data import (
 
 from ..paths import BadInput
 from .loading import load_definition
-from .packing import pack, read_config
+from .manifest import read_config
+from .packing import pack
 
 ENTRY_FILE = "engine_entry.py"
 # What FlashInfer's trace template passes beside the inputs of a definition, and which of its own

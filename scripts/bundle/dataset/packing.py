@@ -6,23 +6,20 @@ the harness would trip over later, in a worker process, is an error here.
 """
 
 import ast
-import sys
+import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from flashinfer_bench.data import BuildSpec, Definition, Solution, SourceFile, save_json_file
-from flashinfer_bench.data.solution import SupportedBindings, SupportedLanguages
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from flashinfer_bench.data import BuildSpec, Definition, Solution, SourceFile
+from flashinfer_bench.data.solution import SupportedLanguages
 
+from ..files import replace_file
 from ..paths import BadInput
 from .loading import load_definition
+from .manifest import CONFIG_FILE, PackError, read_config
+from .untrusted import JSON_BYTES, SOURCE_BYTES, TREE_BYTES, TREE_ENTRIES, read_text
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-CONFIG_FILE = "solution.toml"
 PACKED_FILE = "solution.json"
 COMMON = "common"
 PYTHON_LANGUAGES = (
@@ -30,87 +27,6 @@ PYTHON_LANGUAGES = (
     SupportedLanguages.TRITON,
     SupportedLanguages.TILELANG,
 )
-
-
-class PackError(BadInput):
-    """A solution cannot be packed. `problems` lists every reason, each naming file and key/line."""
-
-    def __init__(self, problems: list[str]) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = problems
-
-
-class RequiredFile(BaseModel):
-    """A [[requires.files]] table: a file inside an importable package, on one kind of device."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    compute_capability: int
-    """The CUDA device that needs it, as 10 * major + minor."""
-    package: str
-    path: str
-    """Relative to the package's folder."""
-    install: str
-    """The exact command that puts it there."""
-
-
-class Requires(BaseModel):
-    """The [requires] table: what a solution needs from the machine it runs on."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    compute_capabilities: list[int] = []
-    """CUDA devices it runs on, as 10 * major + minor (90 = sm_90); empty = any."""
-    cpu: bool = False
-    """Whether it runs on a machine without CUDA, too."""
-    modules: list[str] = []
-    """Modules that must be importable."""
-    install: str = ""
-    """The exact command that installs them."""
-    files: list[RequiredFile] = []
-    """Files that some devices need besides."""
-
-
-class SolutionConfig(BaseModel):
-    """solution.toml; the fields are those of the harness's Solution and BuildSpec."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    name: str
-    """Must equal the folder's name."""
-    description: str
-    author: str = Field(pattern=r"^[\w.-]+$")
-    definition: str
-    language: SupportedLanguages
-    """CuTe DSL, which the harness does not know, is "python"."""
-    entry_point: str = Field(pattern=r"^[^:]+::\w+$")
-    """`file::function`, the file relative to the folder."""
-    dependencies: list[str] = []
-    target_hardware: list[str] = Field(min_length=1)
-    destination_passing_style: bool = True
-    binding: SupportedBindings | None = None
-    requires: Requires = Requires()
-
-
-def read_config(folder: Path) -> SolutionConfig:
-    """Parse and check `folder`/solution.toml."""
-    path = folder / CONFIG_FILE
-    try:
-        config = SolutionConfig.model_validate(tomllib.loads(path.read_text("utf-8")))
-    except FileNotFoundError:
-        raise PackError([f"{folder}: missing {CONFIG_FILE}"]) from None
-    except tomllib.TOMLDecodeError as error:
-        raise PackError([f"{path}: not TOML: {error}"]) from error
-    except ValidationError as error:
-        raise PackError([f"{path}: {_describe(details)}" for details in error.errors()]) from error
-    if config.name != folder.name or not config.name.isidentifier():
-        raise PackError(
-            [f"{path}: name: expected the folder's name, a Python identifier, got {config.name!r} "
-             f"in folder {folder.name!r}"]
-        )  # fmt: skip
-    if config.requires.modules and not config.requires.install:
-        raise PackError([f"{path}: requires.install: expected a command, as modules are required"])
-    return config
 
 
 def pack(folder: Path, definition: Definition) -> Solution:
@@ -167,7 +83,7 @@ def solution_folders(root: Path) -> list[Path]:
         if folder.is_dir()
         and folder.name not in (COMMON, "__pycache__")
         and (
-            (folder / CONFIG_FILE).exists()
+            os.path.lexists(folder / CONFIG_FILE)
             or any(path.suffix != ".json" for path in _own_files(folder))
         )
     ]
@@ -187,6 +103,8 @@ def pack_folders(folders: list[Path], root: Path) -> tuple[dict[Path, Solution],
             problems += error.problems
         except BadInput as error:
             problems.append(f"{folder / CONFIG_FILE}: {error}")
+        except (OSError, ValueError, RecursionError, MemoryError) as error:
+            problems.append(f"{folder}: {type(error).__name__}: {error}")
     return solutions, problems
 
 
@@ -194,39 +112,54 @@ def pack_in_place(folders: list[Path], root: Path) -> list[str]:
     """Write each folder's solution.json, and return the problems of those that do not pack.
 
     The harness loads every .json below solutions/, so the one of a folder that no longer packs is
-    removed, and so is that of a deleted solution, whose folder git leaves behind for it.
+    removed, and so is that of a deleted solution, whose folder git leaves behind for it. Raises
+    BadInput if what is packed in a folder is not its solution and cannot be replaced.
     """
     solutions, problems = pack_folders(folders, root)
     for folder in folders:
-        if folder in solutions:
-            save_json_file(solutions[folder], folder / PACKED_FILE)
-        else:
-            (folder / PACKED_FILE).unlink(missing_ok=True)
+        path = folder / PACKED_FILE
+        try:
+            if folder in solutions:
+                text = solutions[folder].model_dump_json(indent=2, exclude_unset=True)
+                if not _holds(path, text):
+                    replace_file(path, text.encode())
+            elif not path.is_dir() or path.is_symlink():
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            if path.is_file():
+                raise BadInput(f"{path}: out of date, and cannot be replaced: {error}") from error
+            problems.append(f"{path}: cannot be written: {error}")
     for path in (root / "solutions").glob(f"*/{PACKED_FILE}"):
         ours = f'"entry_point": "{path.parent.name}/'
-        if not path.with_name(CONFIG_FILE).exists() and ours in path.read_text("utf-8"):
+        if not os.path.lexists(path.with_name(CONFIG_FILE)) and _holds(path, ours, part=True):
             path.unlink()
     return problems
 
 
-def _describe(details: dict) -> str:
-    """One pydantic error as `key: what is wrong`."""
-    key = ".".join(str(part) for part in details["loc"])
-    if details["type"] == "extra_forbidden":
-        return f"{key}: unknown key"
-    if details["type"] == "missing":
-        return f"{key}: missing key"
-    return f"{key}: {details['msg']}, got {details['input']!r}"
+def _holds(path: Path, text: str, part: bool = False) -> bool:
+    """Whether the file is there, no link, and has this text, or has it as a part."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    try:
+        found = read_text(path, JSON_BYTES)
+    except BadInput:
+        return False
+    return text in found if part else text == found
 
 
 def _own_files(folder: Path) -> Iterator[Path]:
-    """The files that belong to a solution: all but its config, its packed JSON, notes, caches."""
-    for path in sorted(folder.rglob("*")):
-        parts = path.relative_to(folder).parts
-        hidden = any(part.startswith(".") or part == "__pycache__" for part in parts)
-        ours = parts in ((CONFIG_FILE,), (PACKED_FILE,)) or path.suffix == ".md"
-        if path.is_file() and not hidden and not ours:
-            yield path
+    """What belongs to a solution: all but its config, its packed JSON, notes, caches.
+
+    Links to folders and whatever else is no file are among it, for the reader to refuse.
+    """
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if name[0] != "." and name != "__pycache__")
+        links = [name for name in folders if (Path(parent) / name).is_symlink()]
+        for name in sorted([*files, *links]):
+            path = Path(parent) / name
+            is_ours = Path(parent) == folder and name in (CONFIG_FILE, PACKED_FILE)
+            if name[0] != "." and path.suffix != ".md" and not is_ours:
+                yield path
 
 
 def _check_signature(module: ast.Module, name: str, expected: list[str]) -> str | None:
@@ -263,37 +196,40 @@ class _SourceTree:
         self.contents: dict[PurePosixPath, str] = {}
         self.modules: dict[PurePosixPath, ast.Module] = {}
         self.problems: list[str] = []
-        for path in _own_files(folder):
+        self.size = 0
+        self.unfollowed: list[PurePosixPath] = []
+        for number, path in enumerate(_own_files(folder)):
+            if number == TREE_ENTRIES:
+                self.problems = [f"{folder}/: expected at most {TREE_ENTRIES} files"]
+                break
             self._add(PurePosixPath(path.relative_to(self.root)))
+            while self.unfollowed:
+                self._follow_imports(self.unfollowed.pop())
 
     def _add(self, path: PurePosixPath) -> None:
-        """Add one file and, if it is Python, everything it imports."""
+        """Add one file; if it is Python, its imports are still to be followed."""
         if path in self.contents:
             return
         file = self.root / path
-        if file.suffix == ".json":
-            self.problems.append(
-                f"{file}: the harness takes any .json below solutions/ for its own"
-            )
-            return
-        try:
-            text = file.read_text("utf-8")
-        except UnicodeDecodeError as error:
-            self.problems.append(f"{file}: expected UTF-8 text: {error}")
-            return
-        if not text.strip():
-            # the harness rejects empty sources; a package works without its empty __init__.py
-            if file.name != "__init__.py":
-                self.problems.append(f"{file}: empty source")
+        text = self._text_of(path)
+        if text is None:
             return
         self.contents[path] = text
         if file.suffix != ".py":
             return
         try:
-            self.modules[path] = ast.parse(text)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Python will warn where the file is imported
+                self.modules[path] = ast.parse(text)
         except SyntaxError as error:
             self.problems.append(f"{file}:{error.lineno}: syntax error: {error.msg}")
             return
+        except (ValueError, RecursionError, MemoryError) as error:
+            self.problems.append(f"{file}: Python cannot parse it: {error or 'nested too deeply'}")
+            return
+        self.unfollowed.append(path)
+
+    def _follow_imports(self, path: PurePosixPath) -> None:
         for node in ast.walk(self.modules[path]):
             if isinstance(node, ast.Import):
                 for alias in node.names:
@@ -302,6 +238,31 @@ class _SourceTree:
                 self._check_absolute(path, node.lineno, node.module)
             elif isinstance(node, ast.ImportFrom):
                 self._follow(path, node)
+
+    def _text_of(self, path: PurePosixPath) -> str | None:
+        """The text of one file; None if there is none to pack, or a problem with it."""
+        file = self.root / path
+        if file.suffix == ".json":
+            self.problems.append(
+                f"{file}: the harness takes any .json below solutions/ for its own"
+            )
+            return None
+        try:
+            text = read_text(file, SOURCE_BYTES, within=self.root / path.parts[0])
+        except BadInput as error:
+            self.problems.append(str(error))
+            return None
+        if not text.strip():
+            # the harness rejects empty sources; a package works without its empty __init__.py
+            if file.name != "__init__.py":
+                self.problems.append(f"{file}: empty source")
+            return None
+        self.size += len(text.encode())
+        if self.size > TREE_BYTES:
+            if self.size - len(text.encode()) <= TREE_BYTES:  # say it once
+                self.problems.append(f"{file}: the files have more than {TREE_BYTES} bytes in all")
+            return None
+        return text
 
     def _check_absolute(self, path: PurePosixPath, line: int, module: str) -> None:
         """The harness imports the tree below a name of its own: only relative imports work."""

@@ -17,7 +17,8 @@ from flashinfer_bench.bench.utils import gen_inputs
 from flashinfer_bench.data import Definition, SafetensorsInput, ScalarInput, Workload
 
 from ..dataset.loading import load_definition
-from ..dataset.packing import read_config, solution_folders
+from ..dataset.manifest import read_config
+from ..dataset.packing import solution_folders
 from ..dataset.replicas import (
     DEFINITION,
     GROUP_SIZE,

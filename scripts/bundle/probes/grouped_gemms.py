@@ -14,7 +14,7 @@ from itertools import accumulate
 import torch
 import torch.nn.functional as F
 
-from ..dataset.packing import Requires
+from ..dataset.manifest import Requires
 from .problem import BLOCK, FP8, Launch, Problem
 
 

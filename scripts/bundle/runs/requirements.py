@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ..dataset.packing import RequiredFile, Requires
+from ..dataset.manifest import RequiredFile, Requires
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from filelock import FileLock, Timeout
 from flashinfer_bench.data import Definition, Trace
 
 from ..comparison.traces import load_traces
+from ..files import replace_file
 from ..paths import BadInput
 
 LOCK_SECONDS = 60
@@ -66,28 +66,9 @@ def store_traces(traces_dir: Path, definition: Definition, new: Sequence[Trace])
                 if (trace.solution, trace.workload.uuid) not in replaced
             ]
             lines += [_line(trace) for trace in new]
-            write_bytes(path, b"".join(lines))
+            replace_file(path, b"".join(lines))
     except OSError as error:
         raise StoreError(f"{path}: {error}; {_rescue(new)}") from error
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file in one step, under a name of its own until it is whole.
-
-    A link is replaced, not followed: a folder from elsewhere may hold one that leads anywhere.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".new")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(descriptor)
-            os.fchmod(descriptor, 0o666 & ~_umask())
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 @contextmanager
@@ -128,10 +109,3 @@ def _rescue(traces: Sequence[Trace]) -> str:
         return f"{len(traces)} finished trace(s) are in {file.name}"
     except OSError:
         return "finished traces, to be kept by hand:\n" + b"".join(map(_line, traces)).decode()
-
-
-def _umask() -> int:
-    """What new files are masked with; there is no way to ask for it alone."""
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
