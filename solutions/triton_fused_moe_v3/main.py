@@ -163,6 +163,6 @@ def run(
     )  # fmt: skip
     num_tokens = routing_logits.shape[0]
     if num_tokens > 0:
-        moe(DEEPSEEK_V3_EP8, tiles_for(num_tokens), routing_logits, routing_bias, hidden_states,
-            hidden_states_scale, gemm1_weights, gemm1_weights_scale, gemm2_weights,
+        moe(DEEPSEEK_V3_EP8, tiles_for(num_tokens, output.device), routing_logits, routing_bias,
+            hidden_states, hidden_states_scale, gemm1_weights, gemm1_weights_scale, gemm2_weights,
             gemm2_weights_scale, offset, factor, output)  # fmt: skip

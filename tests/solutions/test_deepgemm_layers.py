@@ -22,7 +22,7 @@ from solutions.deepgemm_moe.main import row_alignment_for
 
 on_cpu = pytest.mark.skipif(DEVICE != "cpu", reason="looks into the stand-in's calls")
 needs_package = pytest.mark.skipif(not HAS_DEEP_GEMM, reason="needs a GPU and deep_gemm")
-alignments = pytest.mark.parametrize("row_alignment", [64, 128])
+alignments = pytest.mark.parametrize("row_alignment", [16, 32, 64, 128])
 
 
 @on_cpu
@@ -116,8 +116,9 @@ def test_experts_of_more_than_a_tile():
     assert_close(call(with_deep_gemm(64), arguments), REFERENCE(**arguments))
 
 
-def test_alignment_is_a_tiles_height():
-    assert {row_alignment_for(num_tokens) for num_tokens in range(1, 20_000)} == {64, 128}
+def test_tiles_grow_with_the_tokens():
+    chosen = [row_alignment_for(num_tokens) for num_tokens in range(1, 20_000)]
+    assert chosen == sorted(chosen) and set(chosen) == {16, 32, 64, 128}
 
 
 def test_settings_are_put_back():

@@ -9,10 +9,12 @@ SHARED_LIMIT = 232_448  # bytes a block may use on sm_90 and sm_100
 @pytest.mark.parametrize("capability, mma", [(90, "QGMMA"), (100, "UTCQMMA")])
 def test_compiles(capability, mma):
     kernels = facts_of("compile_triton.py", str(capability))
-    assert len(kernels) == 27
+    assert len(kernels) == 31
     for kernel in kernels:
         assert kernel["shared"] <= SHARED_LIMIT, kernel
         if kernel["kernel"].startswith("gemm"):
             assert kernel[mma] and kernel["UTMALDG"], kernel
-            if capability == 90:  # Triton 3.6 spills nothing, 3.9 this much of GEMM1's large tiles
-                assert kernel["stack"] <= 256, kernel
+            # sm_90: Triton 3.6 spills nothing, 3.9 this much of GEMM1's large tiles. sm_100: of the
+            # largest ones of both GEMMs (see tiles.py), of no other
+            spills = capability == 90 or kernel["kernel"].endswith("_inf")
+            assert kernel["stack"] <= (256 if spills else 0), kernel

@@ -22,7 +22,7 @@ from solutions.deepgemm_moe import swiglu as deepgemm_swiglu
 from solutions.sglang_fp8_blockwise_moe import permute as sgl_permute
 from solutions.sglang_fp8_blockwise_moe import swiglu as sgl_swiglu
 from solutions.triton_fused_moe_v3 import main
-from solutions.triton_fused_moe_v3.tiles import TABLE
+from solutions.triton_fused_moe_v3 import tiles as triton_tiles
 
 TYPES = {
     torch.float8_e4m3fn: "*fp8e4nv",
@@ -82,7 +82,7 @@ def shipped(capability: int):
     yield "sgl_swiglu", sgl_swiglu._swiglu, (i, experts, G.block, True), swiglu.NUM_WARPS
     constants = (h, G.top_k, G.block, 8192, True)
     yield "deepgemm_gather", deepgemm_gather._gather, constants, 4
-    for rows in (64, 128):
+    for rows in (16, 32, 64, 128):
         constants = (i, experts, G.block, rows, True)
         warps = swiglu.NUM_WARPS
         yield f"deepgemm_swiglu_{rows}", deepgemm_swiglu._swiglu_quantize, constants, warps
@@ -95,7 +95,7 @@ def shipped(capability: int):
         pairs = block.tokens * G.top_k
         constants = (pairs, block.chunk, experts, h, 8192, block == many, True)
         yield f"sgl_permute_{block.tokens}", sgl_permute._permute, constants, block.warps
-    for tiles in TABLE:
+    for tiles in triton_tiles.SM_90 if capability == 90 else triton_tiles.SM_100:
         for name, launcher in (("gemm1", main._gemm1), ("gemm2", main._gemm2)):
             tile = getattr(tiles, name)
             halves = (tile.halves,) if name == "gemm1" else ()

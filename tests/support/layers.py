@@ -17,7 +17,7 @@ from solutions.sglang_fp8_blockwise_moe import main as sglang_moe
 from solutions.torch_moe import main as torch_moe
 from solutions.triton_fused_moe_v2 import main as triton_v2
 from solutions.triton_fused_moe_v3 import main as triton_v3
-from solutions.triton_fused_moe_v3.tiles import TABLE
+from solutions.triton_fused_moe_v3.tiles import SM_90 as TRITON_TILES
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -61,7 +61,7 @@ def with_deep_gemm(row_alignment: int):
 # name -> layer(inputs in the definition's order, output)
 LAYERS = (
     {"torch_moe": lambda *arguments: torch_moe.moe(TOY, *arguments)}
-    | {f"triton_fused_moe_v3-{tiles.max_tokens}": _with_tiles(tiles) for tiles in TABLE}
+    | {f"triton_fused_moe_v3-{tiles.max_tokens}": _with_tiles(tiles) for tiles in TRITON_TILES}
     | {"triton_fused_moe_v2": with_sgl_kernel(triton_v2, SM_90[0])}
     | {"sglang_fp8_blockwise_moe": with_sgl_kernel(sglang_moe, SM_90[0])}
     | {"deepgemm_moe": with_deep_gemm(64)}

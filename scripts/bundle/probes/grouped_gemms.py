@@ -146,7 +146,7 @@ class TritonGemm:
 
     def tile(self, problem: Problem):
         """The tile that the solution takes for as many rows per expert."""
-        return self.tiles_for(problem.like_tokens).gemm2
+        return self.tiles_for(problem.like_tokens, problem.a.device).gemm2
 
     def constants(self, problem: Problem) -> tuple:
         tile = self.tile(problem)
