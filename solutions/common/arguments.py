@@ -69,6 +69,9 @@ def checked_scalars(local_expert_offset, routed_scaling_factor) -> tuple[int, fl
     array or a tensor, which would have to be waited for. Raises ValueError for a factor that is
     not finite in fp32.
     """
+    if type(local_expert_offset) is int and type(routed_scaling_factor) is float:
+        if abs(routed_scaling_factor) <= FP32_MAX:  # what is right needs no slow isinstance
+            return local_expert_offset, routed_scaling_factor
     if not isinstance(local_expert_offset, Integral) or isinstance(local_expert_offset, bool):
         raise TypeError(
             "local_expert_offset: expected an int, got "

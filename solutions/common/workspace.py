@@ -31,4 +31,4 @@ class Workspace:
         if device.type == "cpu":
             return block, self.tensors(block)
         base = block.data_ptr()
-        return block, [base + place[0] for place in self._places]
+        return block, [base + start for start, *_ in self._places]

@@ -10,11 +10,11 @@ the weights are new in every call, and interleaving GEMM1's reads and writes 0.9
 from functools import lru_cache
 
 import torch
-from triton import knobs
 
 from ..common.arguments import check_arguments, checked_scalars
 from ..common.geometry import DEEPSEEK_V3_EP8, Geometry, max_aligned_rows
 from ..common.triton_stages.combine import combine
+from ..common.triton_stages.launch import INTERPRETING
 from ..common.triton_stages.routing import route, routing_buffers
 from ..common.workspace import Workspace
 from .gather import gather
@@ -67,7 +67,7 @@ def moe(
 ) -> None:
     """The whole layer at any geometry, T > 0; see `run` for the arguments."""
     num_tokens = hidden.shape[0]
-    pdl = not knobs.runtime.interpret
+    pdl = not INTERPRETING
     workspace = _workspace(geometry, num_tokens, row_alignment)
     memory, buffers = workspace.allocate(hidden.device)
     routing = route(geometry, logits, bias, offset, factor, buffers[:-6], pdl=pdl,

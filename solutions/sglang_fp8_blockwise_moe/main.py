@@ -12,13 +12,13 @@ from typing import NamedTuple
 import sgl_kernel
 import torch
 import triton
-from triton import knobs
 
 from ..common.arguments import check_arguments, checked_scalars
 from ..common.geometry import DEEPSEEK_V3_EP8, Geometry, max_rows
 from ..common.sgl.choice import Choice, choice_for
-from ..common.sgl.grouped_gemms import GroupedGemms, addresses, reused
+from ..common.sgl.grouped_gemms import GroupedGemms, reused
 from ..common.triton_stages.gather import gather
+from ..common.triton_stages.launch import INTERPRETING, addresses
 from ..common.triton_stages.quantize import E4M3_MAX, MIN_AMAX
 from ..common.triton_stages.swiglu import swiglu_quantize
 from .permute import Permutation, blocks_for, permute
@@ -96,7 +96,7 @@ def moe(
     """The whole layer at any geometry, T > 0; see `run` for the arguments."""
     num_tokens = hidden.shape[0]
     rows = max_rows(geometry, num_tokens)
-    pdl = not knobs.runtime.interpret
+    pdl = not INTERPRETING
     buffers = buffers_for(geometry, num_tokens, hidden.device)
     gemms = buffers.gemms
 

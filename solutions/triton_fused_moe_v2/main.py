@@ -6,14 +6,14 @@ select -> permute -> gather -> GEMM1 -> SwiGLU + requantisation -> GEMM2 -> weig
 from typing import NamedTuple
 
 import torch
-from triton import knobs
 
 from ..common.arguments import check_arguments, checked_scalars
 from ..common.geometry import DEEPSEEK_V3_EP8, Geometry, max_rows
 from ..common.sgl.choice import Choice, choice_for
-from ..common.sgl.grouped_gemms import GroupedGemms, addresses, reused
+from ..common.sgl.grouped_gemms import GroupedGemms, reused
 from ..common.triton_stages.combine import combine
 from ..common.triton_stages.gather import gather
+from ..common.triton_stages.launch import INTERPRETING, addresses
 from ..common.triton_stages.routing import route, routing_buffers
 from ..common.triton_stages.swiglu import swiglu_quantize
 from ..common.workspace import Workspace
@@ -62,7 +62,7 @@ def moe(
 ) -> None:
     """The whole layer at any geometry, T > 0; see `run` for the arguments."""
     num_tokens = hidden.shape[0]
-    pdl = not knobs.runtime.interpret
+    pdl = not INTERPRETING
     buffers = buffers_for(geometry, num_tokens, hidden.device)
     routing = route(geometry, logits, bias, offset, factor, buffers.routing, pdl=pdl)
     gather(geometry, hidden, hidden_scale, routing.expert_offsets, routing.token_rows,

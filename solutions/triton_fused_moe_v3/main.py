@@ -7,13 +7,12 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import torch
-from triton import knobs
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ..common.arguments import check_arguments, checked_scalars
 from ..common.geometry import DEEPSEEK_V3_EP8, Geometry, max_rows
 from ..common.triton_stages.combine import combine
-from ..common.triton_stages.launch import Launcher
+from ..common.triton_stages.launch import INTERPRETING, Launcher, addresses
 from ..common.triton_stages.routing import route, routing_buffers
 from ..common.workspace import Workspace
 from .grouped_gemm import gemm1_swiglu_kernel, gemm2_weighted_kernel
@@ -50,10 +49,23 @@ def _num_sms(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
+_descriptors = {}  # fields of the descriptors, but for their weights, by shape and block
+
+
 def _weight_descriptor(weights: torch.Tensor, block: int) -> TensorDescriptor:
-    """fp8 [E, N, K] as a TMA descriptor over [E * N, K] with block x block boxes."""
-    experts, n, k = weights.shape
-    return TensorDescriptor(weights, [experts * n, k], [k, 1], [block, block])
+    """fp8 [E, N, K] as a TMA descriptor over [E * N, K] with block x block boxes.
+
+    Making one checks shapes and strides, which are the same in every call: checked once.
+    """
+    fields = _descriptors.get((weights.shape, block))
+    if fields is None:
+        experts, n, k = weights.shape
+        descriptor = TensorDescriptor(weights, [experts * n, k], [k, 1], [block, block])
+        _descriptors[weights.shape, block] = vars(descriptor) | {"base": None}
+        return descriptor
+    descriptor = object.__new__(TensorDescriptor)
+    vars(descriptor).update(fields, base=weights)
+    return descriptor
 
 
 class Plan(NamedTuple):
@@ -113,10 +125,11 @@ def moe(
     i, block, experts = geometry.intermediate_size, geometry.block, geometry.num_local_experts
     rows = max_rows(geometry, num_tokens)
     plan = _plan(geometry, tiles, num_tokens, hidden.device)
-    pdl = not knobs.runtime.interpret
+    pdl = not INTERPRETING
     # memory lives to the end of this function; whoever gets it next is behind us on the stream
     _memory, buffers = plan.workspace.allocate(hidden.device)
     *routing_part, act, act_scale, y, halves = buffers
+    hidden, hidden_scale, w1_scale, w2_scale = addresses(hidden, hidden_scale, w1_scale, w2_scale)
 
     routing = route(geometry, logits, bias, offset, factor, routing_part, plan.num_counters, pdl)
     tile = tiles.gemm1

@@ -98,11 +98,6 @@ class GroupedGemms:
                         *self._layouts, sizes, self._starts, self._workspace)  # fmt: skip
 
 
-def addresses(*tensors: torch.Tensor) -> tuple:
-    """What launches take for tensors at less host time; Triton's interpreter needs the tensors."""
-    return tuple(t if t.device.type == "cpu" else t.data_ptr() for t in tensors)
-
-
 def reused(make: Callable) -> Callable:
     """Decorator: keep the buffers of make(geometry, num_tokens, device) for the next same call.
 

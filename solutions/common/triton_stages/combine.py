@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .launch import Launcher
+from .launch import Launcher, addresses
 
 
 @triton.jit
@@ -65,8 +65,8 @@ def combine(
     block_h = 1024
     weighted = row_weight is not None
     _combine(
-        (num_tokens, triton.cdiv(hidden_size, block_h), 1),
-        (y, token_rows, row_weight, output),
+        (num_tokens, -(-hidden_size // block_h), 1),
+        (y, token_rows, row_weight, *addresses(output)),
         (hidden_size, top_k, block_h, weighted, pdl),
         num_warps=4,
         launch_pdl=pdl,

@@ -1,14 +1,14 @@
 """Launches of Triton kernels, at little host time.
 
 flashinfer-bench starts its clock before it calls a solution, so the host's work up to the first
-kernel counts. `kernel[grid](...)` inspects every argument on each call; here a launch takes about
-5 us.
+kernel counts. `kernel[grid](...)` inspects every argument on each call; here a launch looks up
+what was compiled, and hands it addresses.
 """
 
 import torch
 from triton import knobs
 
-from ..once import COMPILER
+INTERPRETING = knobs.runtime.interpret  # which Triton decides when it decorates a kernel
 
 
 class Launcher:
@@ -26,29 +26,31 @@ class Launcher:
     def __call__(self, grid: tuple, arguments: tuple, constants: tuple, **options) -> None:
         """Launch on the current device and stream.
 
-        grid: three ints. arguments: tensors, addresses, descriptors and numbers in the kernel's
-        order, then constants. options: num_warps, launch_pdl.
+        grid: three ints. arguments: addresses (or tensors), descriptors and numbers in the
+        kernel's order, then constants. options: num_warps, launch_pdl.
         """
-        if knobs.runtime.interpret:
+        if INTERPRETING:
             self._kernel[grid](*arguments, *constants)
             return
-        device = torch.cuda.current_device()
+        device = torch._C._cuda_getDevice()
         key = (device, constants, *options.values())
         compiled = self._compiled.get(key)
         if compiled is None:
-            with COMPILER:
-                compiled = self._compiled.get(key) or self._compile(arguments, constants, options)
-                self._compiled[key] = compiled
+            compiled = self._compiled[key] = self._compile(arguments, constants, options)
+        launch, function, metadata = compiled
         stream = torch._C._cuda_getCurrentRawStream(device)
-        compiled.run(
-            *grid, stream, compiled.function, compiled.packed_metadata, None, None, None,
-            *arguments, *constants,
-        )  # fmt: skip
+        launch(*grid, stream, function, metadata, None, None, None, *arguments, *constants)
 
-    def _compile(self, arguments: tuple, constants: tuple, options: dict):
+    def _compile(self, arguments: tuple, constants: tuple, options: dict) -> tuple:
+        """How to launch it, its handle and what the launch must know of it."""
         names = self._kernel.arg_names
         given = zip(names, arguments, strict=False)  # constants follow
         typed = [self._pointers.get(name, value) for name, value in given]
         compiled = self._kernel.warmup(*typed, *constants, grid=(1, 1, 1), **options)
         compiled._init_handles()
-        return compiled
+        return compiled.run, compiled.function, compiled.packed_metadata
+
+
+def addresses(*tensors: torch.Tensor) -> tuple:
+    """What launches take for tensors at less host time; Triton's interpreter needs the tensors."""
+    return tensors if INTERPRETING else tuple([tensor.data_ptr() for tensor in tensors])

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 
 from ..geometry import Geometry, max_aligned_rows
-from .launch import Launcher
+from .launch import Launcher, addresses
 
 
 class Routing(NamedTuple):
@@ -335,7 +335,7 @@ def routing_buffers(
         (_FP, rows),
         (_INT, num_tokens, geometry.top_k),
         (_INT, num_counters),
-        (_INT, triton.cdiv(num_tokens, blocks_for(num_tokens).tokens), experts),
+        (_INT, -(-num_tokens // blocks_for(num_tokens).tokens), experts),
         (_INT, num_tokens),
         (_FP, num_tokens, experts),
     )
@@ -362,7 +362,8 @@ def route(
     *routing, block_counts, picked, weight = buffers
     experts, top_k = geometry.num_local_experts, geometry.top_k
     block = blocks_for(num_tokens)
-    programs = triton.cdiv(num_tokens, block.tokens)
+    programs = -(-num_tokens // block.tokens)
+    routing_logits, routing_bias = addresses(routing_logits, routing_bias)
     _select_picks(
         (programs, 1, 1),
         (routing_logits, routing_bias, block_counts, picked, weight, num_tokens,
