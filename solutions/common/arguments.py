@@ -113,6 +113,23 @@ def check_arguments(geometry: Geometry, tensors: tuple, local_expert_offset: int
     return addresses
 
 
+def checked_inputs(geometry: Geometry, inputs: tuple, output: torch.Tensor) -> tuple:
+    """The definition's ten inputs, in its order, the scalars as Python numbers.
+
+    Raises what `check_arguments` and `checked_scalars` raise.
+    """
+    *tensors, offset, factor = inputs
+    offset, factor = checked_scalars(offset, factor)
+    check_arguments(geometry, (*tensors, output), offset)
+    return (*tensors, offset, factor)
+
+
+def require_cuda(device: torch.device) -> None:
+    """Raise ValueError for tensors on the CPU; for solutions whose kernels need a GPU."""
+    if device.type != "cuda":
+        raise ValueError(f"routing_logits: expected a tensor on a CUDA device, got one on {device}")
+
+
 def _check_layout(geometry: Geometry, tensors: tuple) -> int | None:
     """Check all but addresses; returns the index of the CUDA device, None on the CPU."""
     logits = tensors[0]

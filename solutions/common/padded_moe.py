@@ -49,23 +49,11 @@ class Padding(Protocol):
 Gemm = Callable[..., torch.Tensor]
 
 
-def moe(
-    geometry: Geometry,
-    make_padding: type[Padding],
-    gemm: Gemm,
-    logits,
-    bias,
-    hidden,
-    hidden_scale,
-    w1,
-    w1_scale,
-    w2,
-    w2_scale,
-    offset: int,
-    factor: float,
-    output,
+def padded_moe(
+    geometry: Geometry, inputs: tuple, output: torch.Tensor, make_padding: type[Padding], gemm: Gemm
 ) -> None:
-    """The whole layer at any geometry, T > 0: tensors as in the definition, then output [T, H]."""
+    """The whole layer at any geometry, T > 0; inputs and output are checked already."""
+    logits, bias, hidden, hidden_scale, w1, w1_scale, w2, w2_scale, offset, factor = inputs
     num_tokens, i = hidden.shape[0], geometry.intermediate_size
     workspace = Workspace(*routing_buffers(geometry, num_tokens))
     memory, _ = workspace.allocate(hidden.device)

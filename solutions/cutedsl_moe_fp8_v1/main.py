@@ -1,10 +1,26 @@
 """MoE layer in stages with a padded grouped GEMM in CuTe DSL; padding by loops over the experts."""
 
-from ..common.arguments import check_arguments, checked_scalars
+import torch
+
+from ..common.arguments import checked_inputs, require_cuda
 from ..common.cutedsl.padded_gemm import padded_gemm
-from ..common.geometry import DEEPSEEK_V3_EP8
-from ..common.padded_moe import moe
+from ..common.geometry import DEEPSEEK_V3_EP8, Geometry
+from ..common.padded_moe import padded_moe
 from .padding import LoopPadding
+
+
+def moe(geometry: Geometry, inputs: tuple, output: torch.Tensor) -> None:
+    """The whole layer at any geometry.
+
+    inputs: the definition's ten, in its order; output [T, H] bf16 is written.
+    Raises TypeError or ValueError for arguments that are not of this geometry, and for tensors on
+    the CPU.
+    """
+    inputs = checked_inputs(geometry, inputs, output)
+    if output.shape[0] == 0:
+        return
+    require_cuda(output.device)
+    padded_moe(geometry, inputs, output, LoopPadding, padded_gemm)
 
 
 def run(
@@ -21,14 +37,9 @@ def run(
     output,
 ):
     """Entry point: shapes and dtypes are the definition's; writes output [T, H] bf16."""
-    offset, factor = checked_scalars(local_expert_offset, routed_scaling_factor)
-    check_arguments(
-        DEEPSEEK_V3_EP8,
-        (routing_logits, routing_bias, hidden_states, hidden_states_scale, gemm1_weights,
-         gemm1_weights_scale, gemm2_weights, gemm2_weights_scale, output),
-        offset,
+    inputs = (
+        routing_logits, routing_bias, hidden_states, hidden_states_scale, gemm1_weights,
+        gemm1_weights_scale, gemm2_weights, gemm2_weights_scale, local_expert_offset,
+        routed_scaling_factor,
     )  # fmt: skip
-    if routing_logits.shape[0] > 0:
-        moe(DEEPSEEK_V3_EP8, LoopPadding, padded_gemm, routing_logits, routing_bias, hidden_states,
-            hidden_states_scale, gemm1_weights, gemm1_weights_scale, gemm2_weights,
-            gemm2_weights_scale, offset, factor, output)  # fmt: skip
+    moe(DEEPSEEK_V3_EP8, inputs, output)

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import torch
 
-from ..common.arguments import check_arguments, checked_scalars
+from ..common.arguments import check_arguments, checked_scalars, require_cuda
 from ..common.cutedsl.config import GemmConfig
 from ..common.cutedsl.layer import compiled_layer
 from ..common.geometry import DEEPSEEK_V3_EP8, Geometry
@@ -19,11 +19,12 @@ _plan = lru_cache(compiled_layer)
 def moe(
     geometry: Geometry, inputs: tuple, output: torch.Tensor, config: GemmConfig | None = None
 ) -> None:
-    """The whole layer at any geometry that the kernels can do.
+    """The whole layer at any geometry.
 
-    inputs: the definition's ten, in its order; output [T, H] bf16 is written. config: of the GEMMs,
-    by default that for T tokens on this device. Raises TypeError or ValueError for arguments that
-    are not of this geometry.
+    inputs: the definition's ten, in its order; output [T, H] bf16 is written.
+    config: of the GEMMs, by default that for T tokens on this device.
+    Raises TypeError or ValueError for arguments that are not of this geometry, for tensors on the
+    CPU, and for a geometry or a device that there are no kernels for.
     """
     *tensors, offset, factor = inputs
     offset, factor = checked_scalars(offset, factor)
@@ -31,6 +32,7 @@ def moe(
     num_tokens, device = output.shape[0], output.device
     if num_tokens == 0:
         return
+    require_cuda(device)
     size, layer = _plan(geometry, num_tokens, device.index, config)
     # memory lives to the end of this function; whoever gets it next is behind us on the stream
     scratch = torch.empty(size, dtype=torch.uint8, device=device)

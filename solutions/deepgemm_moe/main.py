@@ -11,7 +11,7 @@ from functools import lru_cache
 
 import torch
 
-from ..common.arguments import check_arguments, checked_scalars
+from ..common.arguments import checked_inputs, require_cuda
 from ..common.geometry import DEEPSEEK_V3_EP8, Geometry, max_aligned_rows
 from ..common.triton_stages.combine import combine
 from ..common.triton_stages.launch import INTERPRETING
@@ -51,23 +51,24 @@ def _workspace(geometry: Geometry, num_tokens: int, row_alignment: int) -> Works
 
 
 def moe(
-    geometry: Geometry,
-    row_alignment: int,
-    logits,
-    bias,
-    hidden,
-    hidden_scale,
-    w1,
-    w1_scale,
-    w2,
-    w2_scale,
-    offset: int,
-    factor: float,
-    output,
+    geometry: Geometry, inputs: tuple, output: torch.Tensor, row_alignment: int | None = None
 ) -> None:
-    """The whole layer at any geometry, T > 0; see `run` for the arguments."""
+    """The whole layer at any geometry.
+
+    inputs: the definition's ten, in its order; output [T, H] bf16 is written.
+    row_alignment: of the GEMMs, by default that of `row_alignment_for`.
+    Raises TypeError or ValueError for arguments that are not of this geometry, and for tensors on
+    the CPU unless Triton's interpreter runs the kernels.
+    """
+    inputs = checked_inputs(geometry, inputs, output)
+    logits, bias, hidden, hidden_scale, w1, w1_scale, w2, w2_scale, offset, factor = inputs
     num_tokens = hidden.shape[0]
+    if num_tokens == 0:
+        return
     pdl = not INTERPRETING
+    if pdl:
+        require_cuda(hidden.device)
+    row_alignment = row_alignment or row_alignment_for(num_tokens)
     workspace = _workspace(geometry, num_tokens, row_alignment)
     memory, buffers = workspace.allocate(hidden.device)
     routing = route(geometry, logits, bias, offset, factor, buffers[:-6], pdl=pdl,
@@ -99,15 +100,9 @@ def run(
     output,
 ):
     """Entry point: shapes and dtypes are the definition's; writes output [T, H] bf16."""
-    offset, factor = checked_scalars(local_expert_offset, routed_scaling_factor)
-    check_arguments(
-        DEEPSEEK_V3_EP8,
-        (routing_logits, routing_bias, hidden_states, hidden_states_scale, gemm1_weights,
-         gemm1_weights_scale, gemm2_weights, gemm2_weights_scale, output),
-        offset,
+    inputs = (
+        routing_logits, routing_bias, hidden_states, hidden_states_scale, gemm1_weights,
+        gemm1_weights_scale, gemm2_weights, gemm2_weights_scale, local_expert_offset,
+        routed_scaling_factor,
     )  # fmt: skip
-    num_tokens = routing_logits.shape[0]
-    if num_tokens > 0:
-        moe(DEEPSEEK_V3_EP8, row_alignment_for(num_tokens), routing_logits, routing_bias,
-            hidden_states, hidden_states_scale, gemm1_weights, gemm1_weights_scale, gemm2_weights,
-            gemm2_weights_scale, offset, factor, output)  # fmt: skip
+    moe(DEEPSEEK_V3_EP8, inputs, output)

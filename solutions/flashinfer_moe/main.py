@@ -4,14 +4,15 @@ from functools import lru_cache
 
 import torch
 
-from ..common.arguments import check_arguments, checked_scalars
-from ..common.geometry import DEEPSEEK_V3_EP8
+from ..common.arguments import checked_inputs, require_cuda
+from ..common.geometry import DEEPSEEK_V3_EP8, Geometry
 from . import blackwell, hopper
 
 
 @lru_cache
 def _layer(device: torch.device):
     """The layer for this device, ready to be called."""
+    require_cuda(device)
     major, minor = torch.cuda.get_device_capability(device)
     if (major, minor) == (10, 0):
         return blackwell.moe
@@ -21,6 +22,18 @@ def _layer(device: torch.device):
     raise RuntimeError(
         f"routing_logits: expected a device of sm_90 or sm_100, got sm_{major}{minor} ({device})"
     )
+
+
+def moe(geometry: Geometry, inputs: tuple, output: torch.Tensor) -> None:
+    """The whole layer at any geometry.
+
+    inputs: the definition's ten, in its order; output [T, H] bf16 is written.
+    Raises TypeError or ValueError for arguments that are not of this geometry, and for tensors on
+    the CPU; RuntimeError for a device without kernels.
+    """
+    inputs = checked_inputs(geometry, inputs, output)
+    if output.shape[0] > 0:
+        _layer(output.device)(geometry, *inputs, output)
 
 
 def run(
@@ -37,15 +50,9 @@ def run(
     output,
 ):
     """Entry point: shapes and dtypes are the definition's; writes output [T, H] bf16."""
-    offset, factor = checked_scalars(local_expert_offset, routed_scaling_factor)
-    check_arguments(
-        DEEPSEEK_V3_EP8,
-        (routing_logits, routing_bias, hidden_states, hidden_states_scale, gemm1_weights,
-         gemm1_weights_scale, gemm2_weights, gemm2_weights_scale, output),
-        offset,
+    inputs = (
+        routing_logits, routing_bias, hidden_states, hidden_states_scale, gemm1_weights,
+        gemm1_weights_scale, gemm2_weights, gemm2_weights_scale, local_expert_offset,
+        routed_scaling_factor,
     )  # fmt: skip
-    if routing_logits.shape[0] > 0:
-        layer = _layer(routing_logits.device)
-        layer(DEEPSEEK_V3_EP8, routing_logits, routing_bias, hidden_states, hidden_states_scale,
-              gemm1_weights, gemm1_weights_scale, gemm2_weights, gemm2_weights_scale, offset,
-              factor, output)  # fmt: skip
+    moe(DEEPSEEK_V3_EP8, inputs, output)

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from ..common.arguments import check_arguments, checked_scalars
+from ..common.arguments import checked_inputs
 from ..common.geometry import DEEPSEEK_V3_EP8, Geometry
 
 
@@ -34,23 +34,14 @@ def dequantize(values, scales, block: int):
     return (tiled * scales[:, None, :, None]).view(rows, cols)
 
 
-def moe(
-    geometry: Geometry,
-    logits,
-    bias,
-    hidden,
-    hidden_scale,
-    w1,
-    w1_scale,
-    w2,
-    w2_scale,
-    offset: int,
-    factor: float,
-    output,
-) -> None:
-    """The whole layer at any geometry; see `run` for the arguments."""
-    check_arguments(
-        geometry, (logits, bias, hidden, hidden_scale, w1, w1_scale, w2, w2_scale, output), offset
+def moe(geometry: Geometry, inputs: tuple, output: torch.Tensor) -> None:
+    """The whole layer at any geometry.
+
+    inputs: the definition's ten, in its order; output [T, H] bf16 is written.
+    Raises TypeError or ValueError for arguments that are not of this geometry.
+    """
+    logits, bias, hidden, hidden_scale, w1, w1_scale, w2, w2_scale, offset, factor = checked_inputs(
+        geometry, inputs, output
     )
     ids, weights = route(logits, bias, factor, geometry)
     total = torch.zeros(output.shape, dtype=torch.float32, device=output.device)
@@ -81,16 +72,9 @@ def run(
     output,
 ):
     """Entry point: shapes and dtypes are the definition's; writes output [T, H] bf16."""
-    moe(
-        DEEPSEEK_V3_EP8,
-        routing_logits,
-        routing_bias,
-        hidden_states,
-        hidden_states_scale,
-        gemm1_weights,
-        gemm1_weights_scale,
-        gemm2_weights,
-        gemm2_weights_scale,
-        *checked_scalars(local_expert_offset, routed_scaling_factor),
-        output,
-    )
+    inputs = (
+        routing_logits, routing_bias, hidden_states, hidden_states_scale, gemm1_weights,
+        gemm1_weights_scale, gemm2_weights, gemm2_weights_scale, local_expert_offset,
+        routed_scaling_factor,
+    )  # fmt: skip
+    moe(DEEPSEEK_V3_EP8, inputs, output)

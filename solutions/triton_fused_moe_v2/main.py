@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..common.arguments import check_arguments, checked_scalars
+from ..common.arguments import checked_inputs, require_cuda
 from ..common.geometry import DEEPSEEK_V3_EP8, Geometry, max_rows
 from ..common.sgl.choice import Choice, choice_for
 from ..common.sgl.grouped_gemms import GroupedGemms, reused
@@ -46,23 +46,24 @@ def buffers_for(geometry: Geometry, num_tokens: int, device: torch.device) -> Bu
 
 
 def moe(
-    geometry: Geometry,
-    choice: Choice,
-    logits,
-    bias,
-    hidden,
-    hidden_scale,
-    w1,
-    w1_scale,
-    w2,
-    w2_scale,
-    offset: int,
-    factor: float,
-    output,
+    geometry: Geometry, inputs: tuple, output: torch.Tensor, choice: Choice | None = None
 ) -> None:
-    """The whole layer at any geometry, T > 0; see `run` for the arguments."""
+    """The whole layer at any geometry.
+
+    inputs: the definition's ten, in its order; output [T, H] bf16 is written.
+    choice: sgl-kernel's kernels, by default those of `choice_for`.
+    Raises TypeError or ValueError for arguments that are not of this geometry, and for tensors on
+    the CPU unless Triton's interpreter runs the kernels.
+    """
+    inputs = checked_inputs(geometry, inputs, output)
+    logits, bias, hidden, hidden_scale, w1, w1_scale, w2, w2_scale, offset, factor = inputs
     num_tokens = hidden.shape[0]
+    if num_tokens == 0:
+        return
     pdl = not INTERPRETING
+    if pdl:
+        require_cuda(hidden.device)
+    choice = choice or choice_for(num_tokens, hidden.device)
     buffers = buffers_for(geometry, num_tokens, hidden.device)
     routing = route(geometry, logits, bias, offset, factor, buffers.routing, pdl=pdl)
     gather(geometry, hidden, hidden_scale, routing.expert_offsets, routing.token_rows,
@@ -88,15 +89,9 @@ def run(
     output,
 ):
     """Entry point: shapes and dtypes are the definition's; writes output [T, H] bf16."""
-    offset, factor = checked_scalars(local_expert_offset, routed_scaling_factor)
-    check_arguments(
-        DEEPSEEK_V3_EP8,
-        (routing_logits, routing_bias, hidden_states, hidden_states_scale, gemm1_weights,
-         gemm1_weights_scale, gemm2_weights, gemm2_weights_scale, output),
-        offset,
+    inputs = (
+        routing_logits, routing_bias, hidden_states, hidden_states_scale, gemm1_weights,
+        gemm1_weights_scale, gemm2_weights, gemm2_weights_scale, local_expert_offset,
+        routed_scaling_factor,
     )  # fmt: skip
-    num_tokens = routing_logits.shape[0]
-    if num_tokens > 0:
-        moe(DEEPSEEK_V3_EP8, choice_for(num_tokens, output.device), routing_logits, routing_bias,
-            hidden_states, hidden_states_scale, gemm1_weights, gemm1_weights_scale, gemm2_weights,
-            gemm2_weights_scale, offset, factor, output)  # fmt: skip
+    moe(DEEPSEEK_V3_EP8, inputs, output)

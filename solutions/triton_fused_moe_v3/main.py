@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from ..common.arguments import check_arguments, checked_scalars
+from ..common.arguments import checked_inputs, require_cuda
 from ..common.geometry import DEEPSEEK_V3_EP8, Geometry, max_rows
 from ..common.triton_stages.combine import combine
 from ..common.triton_stages.launch import INTERPRETING, Launcher, addresses
@@ -106,26 +106,27 @@ def _plan(geometry: Geometry, tiles: Tiles, num_tokens: int, device: torch.devic
 
 
 def moe(
-    geometry: Geometry,
-    tiles: Tiles,
-    logits,
-    bias,
-    hidden,
-    hidden_scale,
-    w1,
-    w1_scale,
-    w2,
-    w2_scale,
-    offset: int,
-    factor: float,
-    output,
+    geometry: Geometry, inputs: tuple, output: torch.Tensor, tiles: Tiles | None = None
 ) -> None:
-    """The whole layer at any geometry, T > 0; see `run` for the arguments."""
+    """The whole layer at any geometry.
+
+    inputs: the definition's ten, in its order; output [T, H] bf16 is written.
+    tiles: of the GEMMs, by default those of `tiles_for`.
+    Raises TypeError or ValueError for arguments that are not of this geometry, and for tensors on
+    the CPU unless Triton's interpreter runs the kernels.
+    """
+    inputs = checked_inputs(geometry, inputs, output)
+    logits, bias, hidden, hidden_scale, w1, w1_scale, w2, w2_scale, offset, factor = inputs
     num_tokens, h = hidden.shape
+    if num_tokens == 0:
+        return
+    pdl = not INTERPRETING
+    if pdl:
+        require_cuda(hidden.device)
+    tiles = tiles or tiles_for(num_tokens, hidden.device)
     i, block, experts = geometry.intermediate_size, geometry.block, geometry.num_local_experts
     rows = max_rows(geometry, num_tokens)
     plan = _plan(geometry, tiles, num_tokens, hidden.device)
-    pdl = not INTERPRETING
     # memory lives to the end of this function; whoever gets it next is behind us on the stream
     _memory, buffers = plan.workspace.allocate(hidden.device)
     *routing_part, act, act_scale, y, halves = buffers
@@ -167,15 +168,9 @@ def run(
     output,
 ):
     """Entry point: shapes and dtypes are the definition's; writes output [T, H] bf16."""
-    offset, factor = checked_scalars(local_expert_offset, routed_scaling_factor)
-    check_arguments(
-        DEEPSEEK_V3_EP8,
-        (routing_logits, routing_bias, hidden_states, hidden_states_scale, gemm1_weights,
-         gemm1_weights_scale, gemm2_weights, gemm2_weights_scale, output),
-        offset,
+    inputs = (
+        routing_logits, routing_bias, hidden_states, hidden_states_scale, gemm1_weights,
+        gemm1_weights_scale, gemm2_weights, gemm2_weights_scale, local_expert_offset,
+        routed_scaling_factor,
     )  # fmt: skip
-    num_tokens = routing_logits.shape[0]
-    if num_tokens > 0:
-        moe(DEEPSEEK_V3_EP8, tiles_for(num_tokens, output.device), routing_logits, routing_bias,
-            hidden_states, hidden_states_scale, gemm1_weights, gemm1_weights_scale, gemm2_weights,
-            gemm2_weights_scale, offset, factor, output)  # fmt: skip
+    moe(DEEPSEEK_V3_EP8, inputs, output)

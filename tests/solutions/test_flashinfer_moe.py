@@ -63,9 +63,11 @@ def trtllm(a: dict) -> torch.Tensor:
     assert a["tune_max_num_tokens"] >= 14107
     output = torch.full((num_tokens, h), float("nan"), dtype=BF16, device=DEVICE)
     torch_moe.moe(
-        TOY, a["routing_logits"], a["routing_bias"], a["hidden_states"], a["hidden_states_scale"],
-        a["gemm1_weights"], a["gemm1_weights_scale"], a["gemm2_weights"], a["gemm2_weights_scale"],
-        a["local_expert_offset"], a["routed_scaling_factor"], output,
+        TOY,
+        (a["routing_logits"], a["routing_bias"], a["hidden_states"], a["hidden_states_scale"],
+         a["gemm1_weights"], a["gemm1_weights_scale"], a["gemm2_weights"],
+         a["gemm2_weights_scale"], a["local_expert_offset"], a["routed_scaling_factor"]),
+        output,
     )  # fmt: skip
     return output
 

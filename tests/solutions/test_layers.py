@@ -5,11 +5,6 @@ import torch
 from layers import DEVICE, LAYERS, REFERENCE, TOY, assert_close, call, inputs, routed_to
 
 from solutions.common.arguments import check_arguments
-from solutions.deepgemm_moe import main as deepgemm_moe
-from solutions.sglang_fp8_blockwise_moe import main as sglang_moe
-from solutions.torch_moe import main as torch_moe
-from solutions.triton_fused_moe_v2 import main as triton_v2
-from solutions.triton_fused_moe_v3 import main as triton_v3
 
 layers = pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS.keys())
 ONE_OF_EACH = {name.partition("-")[0]: layer for name, layer in reversed(LAYERS.items())}
@@ -107,37 +102,6 @@ def test_repeated_calls_give_the_same_bits(layer):
     arguments = inputs(seq_len, seed=5)
     first = call(layer, arguments)
     assert first.any() and all(torch.equal(first, call(layer, arguments)) for _ in range(repeats))
-
-
-@pytest.mark.parametrize(
-    "main",
-    [torch_moe, triton_v3, triton_v2, sglang_moe, deepgemm_moe],
-    ids=[
-        "torch_moe",
-        "triton_fused_moe_v3",
-        "triton_fused_moe_v2",
-        "sglang_fp8_blockwise_moe",
-        "deepgemm_moe",
-    ],
-)
-def test_entry_point_checks_and_empty_batch(main):
-    """The real entry point; meta-like zero-stride weights would be refused, so they are real."""
-    shapes = {
-        "routing_logits": ((0, 256), torch.float32),
-        "routing_bias": ((256,), torch.bfloat16),
-        "hidden_states": ((0, 7168), torch.float8_e4m3fn),
-        "hidden_states_scale": ((56, 0), torch.float32),
-        "gemm1_weights": ((32, 4096, 7168), torch.float8_e4m3fn),
-        "gemm1_weights_scale": ((32, 32, 56), torch.float32),
-        "gemm2_weights": ((32, 7168, 2048), torch.float8_e4m3fn),
-        "gemm2_weights_scale": ((32, 56, 16), torch.float32),
-    }
-    tensors = [torch.empty(s, dtype=d, device=DEVICE) for s, d in shapes.values()]
-    output = torch.empty(0, 7168, dtype=torch.bfloat16, device=DEVICE)
-    main.run(*tensors, 32, 2.5, output)
-    for offset in (-1, 225):
-        with pytest.raises(ValueError, match=rf"local_expert_offset: .*\[0, 224\], got {offset}"):
-            main.run(*tensors, offset, 2.5, output)
 
 
 def wrong_dtype(t):

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from layers import DEVICE, REFERENCE, TOY, assert_close, call, inputs, routed_to
+from layers import DEVICE, REFERENCE, assert_close, at_toy, call, inputs, routed_to
 
 from solutions.common import padded_moe
 from solutions.cutedsl_moe_fp8_v1.padding import LoopPadding
@@ -42,7 +42,7 @@ def gemm():
 
 
 def layer(padding):
-    return lambda *arguments: padded_moe.moe(TOY, padding, gemm(), *arguments)
+    return at_toy(padded_moe.padded_moe, padding, gemm())
 
 
 def ragged(generator: torch.Generator) -> torch.Tensor:

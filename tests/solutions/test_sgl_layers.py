@@ -101,7 +101,8 @@ def wide_inputs(num_tokens: int) -> dict:
 def call_wide(main, kernel, arguments: dict) -> torch.Tensor:
     num_tokens = len(arguments["routing_logits"])
     output = torch.full((num_tokens, H), float("nan"), dtype=BF16, device=DEVICE)
-    main.moe(WIDE, Choice(float("inf"), kernel, kernel), *arguments.values(), output)
+    choice = Choice(float("inf"), kernel, kernel)
+    main.moe(WIDE, tuple(arguments.values()), output, choice)
     return output
 
 
@@ -172,7 +173,7 @@ def test_operands_of_the_gemms(main, kernel):
 def test_matches_torch_moe(main, kernel):
     arguments = wide_inputs(9)
     expected = torch.empty(9, H, dtype=BF16, device=DEVICE)
-    torch_moe.moe(WIDE, *arguments.values(), expected)
+    torch_moe.moe(WIDE, tuple(arguments.values()), expected)
     assert_close(call_wide(main, kernel, arguments), expected)
 
 

@@ -32,8 +32,9 @@ TOY = Geometry(
 )
 
 
-def _with_tiles(tiles):
-    return lambda *arguments: triton_v3.moe(TOY, tiles, *arguments)
+def at_toy(moe, *options):
+    """layer(inputs in the definition's order, output) of a solution's `moe`."""
+    return lambda *arguments: moe(TOY, arguments[:-1], arguments[-1], *options)
 
 
 def with_sgl_kernel(main, choice):
@@ -42,7 +43,7 @@ def with_sgl_kernel(main, choice):
     def layer(*arguments):
         if DEVICE == "cuda" and not HAS_SGL_KERNEL:
             pytest.skip("needs the module sgl_kernel: pip install '.[sglang]'")
-        main.moe(TOY, choice, *arguments)
+        at_toy(main.moe, choice)(*arguments)
 
     return layer
 
@@ -53,15 +54,18 @@ def with_deep_gemm(row_alignment: int):
     def layer(*arguments):
         if DEVICE == "cuda" and not HAS_DEEP_GEMM:
             pytest.skip("needs the module deep_gemm: pip install '.[deepgemm]'")
-        deepgemm_moe.moe(TOY, row_alignment, *arguments)
+        at_toy(deepgemm_moe.moe, row_alignment)(*arguments)
 
     return layer
 
 
 # name -> layer(inputs in the definition's order, output)
 LAYERS = (
-    {"torch_moe": lambda *arguments: torch_moe.moe(TOY, *arguments)}
-    | {f"triton_fused_moe_v3-{tiles.max_tokens}": _with_tiles(tiles) for tiles in TRITON_TILES}
+    {"torch_moe": at_toy(torch_moe.moe)}
+    | {
+        f"triton_fused_moe_v3-{tiles.max_tokens}": at_toy(triton_v3.moe, tiles)
+        for tiles in TRITON_TILES
+    }
     | {"triton_fused_moe_v2": with_sgl_kernel(triton_v2, SM_90[0])}
     | {"sglang_fp8_blockwise_moe": with_sgl_kernel(sglang_moe, SM_90[0])}
     | {"deepgemm_moe": with_deep_gemm(64)}

@@ -5,6 +5,7 @@ from functools import lru_cache
 
 import torch
 
+from ..arguments import require_cuda
 from .grouped_gemms import Kernel
 
 
@@ -32,6 +33,7 @@ SM_100 = (  # not measured: mean rows per expert are T / 32
 
 @lru_cache(maxsize=64)
 def choice_for(num_tokens: int, device: torch.device) -> Choice:
-    """First row of the device's table that covers num_tokens."""
+    """First row of the device's table that covers num_tokens; ValueError for the CPU."""
+    require_cuda(device)
     table = SM_90 if torch.cuda.get_device_capability(device) == (9, 0) else SM_100
     return next(choice for choice in table if num_tokens <= choice.max_tokens)
