@@ -1,4 +1,4 @@
-"""The one geometry of this operator, and the order of its arguments."""
+"""The one geometry of this operator, and how many rows there can be."""
 
 from dataclasses import dataclass
 

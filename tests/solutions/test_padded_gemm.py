@@ -46,9 +46,9 @@ def test_resources(kernels, tile):
 def test_instructions(kernels, tile):
     count = kernels[tile]["instructions"]
     assert count["UTMALDG.3D"] == 3  # a, its scales, b
-    assert count["UTMASTG.3D"] == tile.group_columns // tile.box_columns
+    assert count["UTMASTG.3D"] == tile.warpgroup_columns // tile.box_columns
     assert "LDL" not in count and "STL" not in count
-    parts = tile.group_columns // tile.mma_columns
+    parts = tile.warpgroup_columns // tile.mma_columns
     # one wait per chain of wgmmas: the compiler has not serialised them
     assert count["QGMMA"] == 4 * parts and count["WARPGROUP.DEPBAR"] == parts
 
@@ -60,8 +60,8 @@ def test_accumulator(kernels, tile):
     expected = []
     for thread in range(256):
         group, warp, lane = thread // 128, thread % 128 // 32, thread % 32
-        row = group % tile.row_groups * 64 + warp * 16 + lane // 4
-        column = group // tile.row_groups * tile.mma_columns + 2 * (lane % 4)
+        row = group % tile.row_warpgroups * 64 + warp * 16 + lane // 4
+        column = group // tile.row_warpgroups * tile.mma_columns + 2 * (lane % 4)
         expected += [
             [row + 8 * i, column + 8 * j + c]
             for j in range(tile.mma_columns // 8)
@@ -69,7 +69,7 @@ def test_accumulator(kernels, tile):
             for c in range(2)
         ]
     assert places == expected
-    assert len(set(map(tuple, places))) == tile.rows * tile.mma_columns * 2 // tile.row_groups
+    assert len(set(map(tuple, places))) == tile.rows * tile.mma_columns * 2 // tile.row_warpgroups
 
 
 @pytest.mark.parametrize("chunks", [4, 8])

@@ -30,6 +30,7 @@ from .device import select, swizzled, swizzled_tensor, vector
 from .moe_gemms import TOKEN_WARPS, Block, MoeGemms, WeightLoads
 from .operands import Buffer, GemmOperands
 from .ring import block_rank, consumer_state, producer_state
+from .roles import Role
 from .tile_scheduler import END, GEMM1, GEMM2, QUEUE_SLOTS, Tile, next_tile, padded
 
 WARP_BYTES = 512  # that a warp copies with one instruction
@@ -41,8 +42,6 @@ class GatheredTokens:
     """See the module's docstring; a `TokenProducer`."""
 
     panel_columns = PANEL_COLUMNS
-    queue_warps = 1
-    fills = 1 + 32
     row_size = TOKEN_WARPS * BUFFER_BYTES
 
     def __init__(self, gemms: MoeGemms):
@@ -54,6 +53,21 @@ class GatheredTokens:
         self.num_blocks = gemms.num_blocks
         self.warps = gemms.threads // 32
         self.check_hidden_size()
+        n, row_block = gemms.config.tokens, gemms.scheduler.row_block
+        spans = gemms.config.act_spans
+        self.roles = (
+            # a lane announces, all arrive once their scales are there; what is said of GEMM2's
+            # slots with all rows holds for the others
+            Role("slots", 1, reads_queue=True, fills=1 + 32,
+                 announced=self.slot_bytes(n // row_block, spans),
+                 brought=gemms.consumers.weight_bytes + BLOCK_K * n + 4 * n * spans),
+            Role("gather", TOKEN_WARPS),
+        )  # fmt: skip
+
+    def slot_bytes(self, boxes, spans: int):
+        """That TMA brings to a slot with so many boxes of token rows and spans of their scales."""
+        rows = self.config.weight_rows + boxes * self.scheduler.row_block
+        return BLOCK_K * rows + 4 * self.config.tokens * spans
 
     def check_hidden_size(self) -> None:
         """Raise ValueError unless whole batches of copies make up a token's row."""
@@ -256,8 +270,7 @@ class GatheredTokens:
         lane = cute.arch.lane_idx()
         weight_scale = weight_scale + lane % 2 * to_second
         boxes = (tile.rows + (row_block - 1)) // row_block
-        expected = BLOCK_K * (self.config.weight_rows + boxes * row_block)
-        expected += 4 * n * spans
+        expected = self.slot_bytes(boxes, spans)
         rank, cluster = block_rank(self.config.cluster), self.config.cluster
         # each part by one block into both, or all by each block into itself
         receivers = Int16(select(tile.multicast == 1, 2**cluster - 1, Int32(1) << rank))

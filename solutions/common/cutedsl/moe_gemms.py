@@ -41,6 +41,7 @@ from .config import BLOCK_K, GemmConfig
 from .device import prefetch_to_l2, select
 from .operands import Buffer, GemmOperands, GemmScratch, Inputs, Rows
 from .ring import Ring, block_rank
+from .roles import Role, barriers_of, check_warps
 from .tile_scheduler import QUEUE_SLOTS, RECORD, TileQueue, TileScheduler
 
 PRODUCER_WARPS = 4
@@ -81,14 +82,15 @@ class Consumers(Protocol):
     """The warps that multiply, promote and write results; made from geometry and configuration.
 
     threads: of these warps. row_block: the rows that they multiply at least, which gathered tokens
-    are padded to. releases: arrivals that free a slot of the ring, from the own block and from each
-    other block of the cluster. result_size: bytes of shared memory for their results.
+    are padded to. roles: what these warps arrive at. weight_bytes: that the weight boxes bring to a
+    slot, of all blocks of the cluster. result_size: bytes of shared memory for their results.
     registers: of a producer's and of a consumer's thread, or None to leave them as they are.
     """
 
     threads: int
     row_block: int
-    releases: tuple[int, int]
+    roles: tuple[Role, ...]
+    weight_bytes: int
     result_size: int
     registers: tuple[int, int] | None
 
@@ -114,13 +116,12 @@ class TokenProducer(Protocol):
     """Warps 0 to TOKEN_WARPS, which fill the ring with weights and tokens; made from the launch.
 
     panel_columns: columns of y that are completed, and combined, together; None for all of them.
-    queue_warps: of these warps, those that read the tile queue. fills: arrivals that fill a slot of
-    the ring. row_size: bytes of shared memory in which these warps combine rows.
+    roles: what these warps arrive at, with how many bytes in a slot. row_size: bytes of shared
+    memory in which these warps combine rows.
     """
 
     panel_columns: int | None
-    queue_warps: int
-    fills: int
+    roles: tuple[Role, ...]
     row_size: int
 
     def __init__(self, gemms: MoeGemms): ...
@@ -171,6 +172,10 @@ class MoeGemms:
         )  # fmt: skip
         self.combine = self.Combine(geometry, self.scheduler, panel_columns)
         self.tokens = tokens(self)
+        scheduler = Role("scheduler", PRODUCER_WARPS - 1 - TOKEN_WARPS)
+        fillers, readers = self.tokens.roles, self.consumers.roles
+        check_warps((*fillers, scheduler), readers, self.consumers.registers)
+        self.barriers = barriers_of((*fillers, *readers), scheduler, config.cluster, 4 * RECORD)
 
     def act_rows(self, num_tokens):
         """Rows of act for this many tokens."""
@@ -295,14 +300,12 @@ class MoeGemms:
 
     def init_barriers(self, block: Block, rank: Int32) -> None:
         """By one thread."""
-        own, other = self.consumers.releases
-        others = self.config.cluster - 1
-        block.ring.init(self.tokens.fills, own + others * other)
-        # a record is released in the own queue and in the first block's; in the other blocks
-        # a publisher reads along
-        readers = self.tokens.queue_warps + self.consumers.threads // 32
-        first, further = 32 * readers + others * (readers + 1), 32 * (readers + 1)
-        block.queue.ring.init(1, select(rank == 0, first, further))
+        barriers = self.barriers
+        block.ring.init(barriers.ring_full.count, barriers.ring_empty.count)
+        first, other = barriers.queue_empty
+        block.queue.ring.init(
+            barriers.queue_full.count, select(rank == 0, first.count, other.count)
+        )
         cute.arch.mbarrier_init_fence()
 
     @cute.jit

@@ -17,6 +17,7 @@ from .device import vector
 from .moe_gemms import TOKEN_WARPS, Block, MoeGemms, WeightLoads
 from .operands import Buffer, GemmOperands
 from .ring import Ring, consumer_state, producer_state
+from .roles import Role
 from .tile_scheduler import END, GEMM1, QUEUE_SLOTS, Tile, next_tile
 
 
@@ -24,8 +25,6 @@ class StreamedTokens:
     """See the module's docstring; a `TokenProducer`."""
 
     panel_columns = None
-    queue_warps = 1 + TOKEN_WARPS
-    fills = 1 + 32 * TOKEN_WARPS
     row_size = 0
 
     def __init__(self, gemms: MoeGemms):
@@ -37,6 +36,13 @@ class StreamedTokens:
         self.config = gemms.config
         self.consumers = gemms.consumers
         self.scheduler = gemms.scheduler
+        self.weight_bytes = BLOCK_K * gemms.config.weight_rows  # of a slot
+        self.roles = (
+            Role("weights", 1, reads_queue=True, fills=1, announced=self.weight_bytes,
+                 brought=gemms.consumers.weight_bytes),
+            # every lane's cp.async arrive once they are there
+            Role("tokens", TOKEN_WARPS, reads_queue=True, fills=32 * TOKEN_WARPS),
+        )  # fmt: skip
 
     def act_rows(self, num_tokens):
         """As many as there are pairs."""
@@ -98,7 +104,7 @@ class StreamedTokens:
         ring.wait_empty(state)
         barrier = ring.full_barrier(state)
         with cute.arch.elect_one():
-            cute.arch.mbarrier_arrive_and_expect_tx(barrier, BLOCK_K * self.config.weight_rows)
+            cute.arch.mbarrier_arrive_and_expect_tx(barrier, self.weight_bytes)
         return barrier
 
     # ------------------------------------------------------------------------------- token warps

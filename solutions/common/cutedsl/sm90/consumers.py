@@ -7,6 +7,8 @@ exchange.
 
 from __future__ import annotations
 
+import math
+
 import cutlass
 import cutlass.cute as cute
 from cutlass import Float8E4M3FN, Float32
@@ -17,6 +19,7 @@ from ...geometry import Geometry
 from ..config import BLOCK_K, GemmConfig
 from ..device import swizzled, swizzled_tensor
 from ..moe_gemms import WeightBoxes, WeightLoads
+from ..roles import Role
 
 ROWS = 8  # of up, then of gate, in a GEMM1 tile
 # With two consumer warpgroups a thread starts with 168 registers, the most that 384 can have; the
@@ -36,8 +39,12 @@ class WgmmaConsumers:
         self.config = config
         self.threads = 128 * config.warpgroups
         self.registers = REGISTERS if config.warpgroups == 2 else None
+        warps = self.threads // 32
         # all lanes release in their own block, one of each warp in the other blocks
-        self.releases = (self.threads, self.threads // 32)
+        self.roles = (
+            Role("consumers", warps, reads_queue=True, releases=32 * warps, remote_releases=warps),
+        )
+        self.weight_bytes = config.cluster * math.prod(self.box()[1])
 
     @property
     def mma_shape(self) -> tuple[int, int]:

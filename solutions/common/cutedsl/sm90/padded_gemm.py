@@ -65,29 +65,29 @@ class GemmTile:
             raise ValueError(f"columns must be 64, 128 or 256, got {self.columns}")
 
     @property
-    def row_groups(self) -> int:
+    def row_warpgroups(self) -> int:
         """Warpgroups on top of each other; the others are side by side."""
         return self.rows // WARPGROUP_ROWS
 
     @property
-    def group_columns(self) -> int:
+    def warpgroup_columns(self) -> int:
         """Columns of a warpgroup."""
-        return self.columns * self.row_groups // CONSUMERS
+        return self.columns * self.row_warpgroups // CONSUMERS
 
     @property
     def mma_columns(self) -> int:
         """Columns of a partial sum."""
-        return min(self.group_columns, BLOCK)
+        return min(self.warpgroup_columns, BLOCK)
 
     @property
     def box_columns(self) -> int:
         """Columns of c that are stored at once: at most 128 bytes, the widest swizzle."""
-        return min(self.group_columns, 64)
+        return min(self.warpgroup_columns, 64)
 
     @property
     def boxes(self) -> int:
         """Boxes of c per warpgroup: if there is more than one, it fills one and stores another."""
-        return min(2, self.group_columns // self.box_columns)
+        return min(2, self.warpgroup_columns // self.box_columns)
 
 
 # From the least traffic per product to the most blocks.
@@ -104,7 +104,7 @@ def tile_for(experts: int, max_m: int, n: int, num_sms: int) -> GemmTile:
     """The first tile that keeps most multiprocessors busy; 128 rows only if 64 are too few."""
     for tile in TILES:
         blocks = experts * -(-max_m // tile.rows) * -(-n // tile.columns)
-        if (tile.row_groups == 1 or max_m > WARPGROUP_ROWS) and blocks >= LEAST_BUSY * num_sms:
+        if (tile.row_warpgroups == 1 or max_m > WARPGROUP_ROWS) and blocks >= LEAST_BUSY * num_sms:
             return tile
     return TILES[-1]
 
@@ -125,7 +125,7 @@ class PaddedGemmKernel:
         t = self.tile
         return make_trivial_tiled_mma(
             Float8E4M3FN, Float8E4M3FN, OperandMajorMode.K, OperandMajorMode.K, Float32,
-            (t.row_groups, CONSUMERS // t.row_groups, 1), (WARPGROUP_ROWS, t.mma_columns),
+            (t.row_warpgroups, CONSUMERS // t.row_warpgroups, 1), (WARPGROUP_ROWS, t.mma_columns),
         )  # fmt: skip
 
     @cute.jit
@@ -293,7 +293,7 @@ class PaddedGemmKernel:
         t = self.tile
         smem_a = shared.a.get_tensor(slot_layout(t.rows, t.stages), swizzle=swizzle(8))
         # one after the other, the parts of all slots that are multiplied at once
-        width = t.mma_columns * CONSUMERS // t.row_groups
+        width = t.mma_columns * CONSUMERS // t.row_warpgroups
         smem_b = shared.b.get_tensor(
             slot_layout(width, t.columns // width * t.stages), swizzle=swizzle(8)
         )
@@ -302,26 +302,26 @@ class PaddedGemmKernel:
         a = tiled_mma.make_fragment_A(slice_.partition_A(smem_a))
         b = tiled_mma.make_fragment_B(slice_.partition_B(smem_b))
         final = cute.make_rmem_tensor(tiled_mma.partition_shape_C((t.rows, t.columns)), Float32)
-        # of the warpgroup within the tile
-        group_row = group % t.row_groups * WARPGROUP_ROWS
-        group_column = group // t.row_groups * t.group_columns
+        # own: of the warpgroup within the tile
+        own_row = group % t.row_warpgroups * WARPGROUP_ROWS
+        own_column = group // t.row_warpgroups * t.warpgroup_columns
         state = consumer_state(t.stages)
         index, _, _ = cute.arch.block_idx()
         tile = tiles.tile(index)
         while tile.gemm == GEMM1:
-            column = tile.n_block * t.columns + group_column
-            if group_row < tile.rows and column < n_blocks * BLOCK:
+            column = tile.n_block * t.columns + own_column
+            if own_row < tile.rows and column < n_blocks * BLOCK:
                 scales = []
                 for part in cutlass.range_constexpr(cute.size(final, mode=[2])):
                     block = cutlass.min(column // BLOCK + part, n_blocks - 1)
                     scales.append(b_scale + (tile.expert * n_blocks + block) * k_blocks)
                 state = self.multiply(
-                    ring, shared, state, thread % 128 // 32 * 16 + group_row, tiled_mma, a, b,
+                    ring, shared, state, thread % 128 // 32 * 16 + own_row, tiled_mma, a, b,
                     final, scales, k_blocks,
                 )  # fmt: skip
                 self.store(
                     shared, thread, final, store_c, c, tile.expert,
-                    self.first_row(tile, offsets) + group_row, column,
+                    self.first_row(tile, offsets) + own_row, column,
                 )  # fmt: skip
             else:
                 state = self.skip(ring, state, k_blocks)
@@ -404,7 +404,7 @@ class PaddedGemmKernel:
         )
         tiles = cute.local_tile(c, (WARPGROUP_ROWS, width), (None, None, None))
         source, target = partition(store_c, boxes, tiles, 2)
-        for box in cutlass.range_constexpr(t.group_columns // width):
+        for box in cutlass.range_constexpr(t.warpgroup_columns // width):
             if warp == 0:  # the box's last store has read it
                 cute.arch.cp_async_bulk_wait_group(t.boxes - 1, read=True)
             barrier.arrive_and_wait()
