@@ -21,11 +21,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bundle.comparison.figures import Comparison, compare
-from bundle.comparison.floor import Gpu
+from bundle.comparison.floor import Gpu, Rates
 from bundle.comparison.render import markdown, terminal, to_csv_text, to_json_text
-from bundle.comparison.traces import load_traces
+from bundle.comparison.traces import TraceRecord, load_traces
 from bundle.files import replace_section, write_whole
 from bundle.paths import ROOT, BadInput
+from bundle.probes.roofline import known_rates
 from bundle.sheets import WIDTH
 from rich.console import Console
 
@@ -89,9 +90,9 @@ def main(arguments: Sequence[str]) -> None:
     records, bad_lines = load_traces(options.paths or [ROOT / "traces"], options.skip_bad_lines)
     for line in bad_lines:
         print(f"skipped: {line}", file=sys.stderr)
-    gpu = None
+    rates = known_rates
     if options.bandwidth_tbs is not None:
-        gpu = Gpu(options.bandwidth_tbs, options.fp8_tflops, source="given on the command line")
+        rates = given_rates(options.bandwidth_tbs, options.fp8_tflops, records)
     comparisons = compare(
         records,
         root=ROOT,
@@ -99,7 +100,7 @@ def main(arguments: Sequence[str]) -> None:
         solutions=options.solutions,
         baseline=options.baseline,
         mix=options.mix,
-        gpu=gpu,
+        rates=rates,
         skipped_lines=len(bad_lines),
     )
     command = shlex.join(["python", "scripts/compare.py", *arguments])
@@ -123,6 +124,18 @@ def main(arguments: Sequence[str]) -> None:
             write_whole(options.out, text)
         else:
             sys.stdout.write(text)
+
+
+def given_rates(tbs: float, tflops: float, records: Sequence[TraceRecord]) -> Rates:
+    """The rates of the command line, which can be those of one GPU only."""
+    hardware = sorted({record.environment["hardware"] for record in records})
+    if len(hardware) > 1:
+        raise BadInput(
+            f"--bandwidth-tbs and --fp8-tflops: expected traces of one GPU, got {len(hardware)}: "
+            f"{', '.join(hardware)}"
+        )
+    given = Gpu(tbs, tflops, source="given on the command line")
+    return lambda _: given
 
 
 def print_terminal(comparisons: Sequence[Comparison], command: str, out: Path | None) -> None:

@@ -15,17 +15,18 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
 
 import torch
 from bundle.paths import ROOT, BadInput
-from bundle.probes.cases import named_cases, use_solutions
+from bundle.probes.cases import Case, named_cases, use_solutions
+from bundle.probes.gemm import GemmReport, GemmRow, gemm_sheets
 from bundle.probes.grouped_gemms import NOT_ALONE, Kernel, kernels
 from bundle.probes.problem import BLOCK, FP8, Launch, Problem
-from bundle.probes.report_tables import gemm_sheets
 from bundle.probes.reporting import Task, exit_with, report_parser, run_report
-from bundle.probes.reports import GemmReport, GemmRow, rates
+from bundle.probes.roofline import rates
 from bundle.probes.timer import Timer
 from bundle.runs.requirements import current_device, why_not
 
@@ -56,15 +57,35 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def problems(options: argparse.Namespace) -> Iterator[tuple[str, list[int], int, int]]:
-    """Name, rows per expert, N and K of every grouped GEMM."""
+@dataclass(frozen=True)
+class Shape:
+    """One grouped GEMM: rows_per_expert[e] x K times K x N for each expert e."""
+
+    name: str
+    rows_per_expert: list[int]
+    n: int
+    k: int
+    case: Case | None = None
+    """The workload that it is of; None in the sweep."""
+
+    @property
+    def uuid(self) -> str | None:
+        return self.case.uuid if self.case else None
+
+    @property
+    def sizes(self) -> tuple[list[int], int, int]:
+        return self.rows_per_expert, self.n, self.k
+
+
+def shapes_of(options: argparse.Namespace) -> Iterator[Shape]:
+    """The sweep, then both GEMMs of every workload."""
     for experts, m, n, k in product(options.experts, options.m, options.n, options.k):
-        yield f"E={experts} m={m} N={n} K={k}", [m] * experts, n, k
+        yield Shape(f"E={experts} m={m} N={n} K={k}", [m] * experts, n, k)
     if not options.no_layers:
         for case in named_cases():
             loads = case.loads()
             for gemm, (n, k) in LAYER.items():
-                yield f"{gemm} {case.name}", loads, n, k
+                yield Shape(f"{gemm} {case.name}", loads, n, k, case)
 
 
 class Operands:
@@ -106,28 +127,35 @@ def relative_error(problem: Problem, result: torch.Tensor) -> float:
 def plan(options: argparse.Namespace) -> list[Task]:
     """One task per problem and kernel, after compiling for all of them."""
     chosen = choose_kernels(options.kernels)
-    shapes = [*problems(options)]
-    operands = Operands([shape for _, *shape in shapes], "cuda")
+    shapes = [*shapes_of(options)]
+    operands = Operands([shape.sizes for shape in shapes], "cuda")
     timer = Timer(warmups=2, iterations=8)
 
-    def measure(kernel: Kernel, row: GemmRow) -> list[GemmRow]:
-        problem = operands.problem(row.rows_per_expert, row.n, row.k)
+    def measure(kernel: Kernel, shape: Shape) -> list[GemmRow]:
+        problem = operands.problem(*shape.sizes)
         launch: Launch = kernel.make(problem)
-        measured = {
-            "relative_error": relative_error(problem, kernel.extract(problem, launch())),
-            "us": timer.median_us(launch, count_launch=False),
-        }
-        return [row.model_copy(update=measured)]
+        row = GemmRow(
+            definition=shape.case.definition if shape.case else None,
+            kernel=kernel.name,
+            case=shape.name,
+            uuid=shape.uuid,
+            rows_per_expert=shape.rows_per_expert,
+            n=shape.n,
+            k=shape.k,
+            relative_error=relative_error(problem, kernel.extract(problem, launch())),
+            us=timer.median_us(launch, count_launch=False),
+        )
+        return [row]
 
     for kernel in chosen:
         if kernel.compile_ahead:
             print(f"Compiling {kernel.name} for all shapes ...", file=sys.stderr)
-            kernel.compile_ahead([operands.problem(*shape) for _, *shape in shapes])
+            kernel.compile_ahead([operands.problem(*shape.sizes) for shape in shapes])
     tasks = []
-    for name, rows, n, k in shapes:
+    for shape in shapes:
         for kernel in chosen:
-            row = GemmRow(kernel=kernel.name, case=name, rows_per_expert=rows, n=n, k=k)
-            tasks.append(Task([row], partial(measure, kernel, row)))
+            key = kernel.name, shape.name, shape.uuid
+            tasks.append(Task([key], partial(measure, kernel, shape)))
     return tasks
 
 

@@ -24,10 +24,10 @@ from collections.abc import Sequence
 from functools import partial
 
 from bundle.probes.cases import ROUTINGS, Arguments, Case, named_cases, routed_case, solutions_here
-from bundle.probes.layer import LayerProbe
-from bundle.probes.layer_sheets import layer_sheets
+from bundle.probes.layer import LayerReport, layer_sheets
+from bundle.probes.layer_probe import LayerProbe
 from bundle.probes.reporting import Task, exit_with, report_parser, run_report
-from bundle.probes.reports import LayerReport, LayerRow, rates
+from bundle.probes.roofline import rates
 from bundle.probes.timer import Timer
 from bundle.runs.requirements import current_device
 from bundle.sheets import Sheet
@@ -75,20 +75,13 @@ def plan(options: argparse.Namespace) -> list[Task]:
     solutions = solutions_here(current_device(), options.solutions)
     row_us = 1e6 * options.budget / (len(cases) * len(solutions))
     probe = LayerProbe(Timer(), Arguments("cuda"), solutions, row_us)
-    tasks = []
-    for routing, case in cases:
-        rows = [
-            LayerRow(
-                solution=solution.name,
-                uuid=case.uuid,
-                workload=case.name,
-                routing=routing,
-                seq_len=case.seq_len,
-            )
-            for solution in solutions
-        ]
-        tasks.append(Task(rows, partial(probe.measure, case, rows)))
-    return tasks
+    return [
+        Task(
+            [(solution.name, case.uuid) for solution in solutions],
+            partial(probe.measure, case, routing),
+        )
+        for routing, case in cases
+    ]
 
 
 def main(arguments: Sequence[str]) -> int:

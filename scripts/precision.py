@@ -19,7 +19,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -27,6 +27,7 @@ from bundle.dataset.replicas import NUM_LOCAL_EXPERTS, reference_route
 from bundle.paths import ROOT
 from bundle.probes.cases import (
     Arguments,
+    Case,
     Solution,
     named_cases,
     new_output,
@@ -35,6 +36,7 @@ from bundle.probes.cases import (
 )
 from bundle.probes.grouped_gemms import Kernel, kernels
 from bundle.probes.numerics import (
+    Errors,
     Layer,
     code_mismatch,
     differing_share,
@@ -43,15 +45,21 @@ from bundle.probes.numerics import (
     seen_intermediate,
     simulate,
 )
+from bundle.probes.precision import (
+    BITS,
+    BitsRow,
+    PrecisionReport,
+    PrecisionRow,
+    precision_sheets,
+)
 from bundle.probes.problem import Problem
-from bundle.probes.report_tables import precision_sheets
 from bundle.probes.reporting import Task, exit_with, report_parser, run_report
-from bundle.probes.reports import PrecisionReport, PrecisionRow
+from bundle.probes.store import Key
 from bundle.runs.requirements import current_device, why_not
 
 MODEL = "fp8 model"  # the fp64 model with requantisation, as a solution
 FP32, FP64 = "fp32", "own fp64 model"  # what results are compared with
-GEMM1, REQUANT, OUTPUT, BITS = "GEMM1", "requantised", "output", "bits"
+GEMM1, REQUANT, OUTPUT = "GEMM1", "requantised", "output"
 BLOCKS = (128, 64, 0)  # columns per scale of the requantised intermediate; 0: not requantised
 
 
@@ -77,13 +85,13 @@ def plan(options: argparse.Namespace) -> list[Task]:
     maker, route = Arguments(place), reference_route(ROOT)
     tasks = []
     for case in named_cases(options.workloads):
-        tasks += output_tasks(case.name, partial(maker.of, case), solutions, route)
+        tasks += output_tasks(case, partial(maker.of, case), solutions, route)
     if not options.no_stages:
         active = min(NUM_LOCAL_EXPERTS, options.probe_tokens)
         probe = synthetic_case(options.probe_tokens, active, per_token=1)
         named = replace(probe, name=f"T={probe.seq_len} probe")
         gemms = [kernel for kernel in kernels() if why_not(kernel.requires, device) is None]
-        tasks += stage_tasks(named.name, partial(maker.of, named), solutions, gemms, route)
+        tasks += stage_tasks(named, partial(maker.of, named), solutions, gemms, route)
     return tasks
 
 
@@ -115,114 +123,117 @@ class Outputs:
         return self._outputs[solution.name]
 
 
+@dataclass(frozen=True)
+class Maker:
+    """Makes the keys and rows of one workload."""
+
+    case: Case
+
+    def keys(self, name: str, stage: str, *against: str) -> list[Key]:
+        return [(name, self.case.uuid, stage, reference) for reference in against]
+
+    def row(self, name: str, stage: str, against: str, errors: Errors, **more) -> PrecisionRow:
+        return PrecisionRow(errors=errors, **self._common(name, stage, against), **more)
+
+    def bits(self, one: str, other: str, differing: float) -> BitsRow:
+        return BitsRow(differing=differing, **self._common(one, BITS, other))
+
+    def _common(self, name: str, stage: str, against: str) -> dict[str, str]:
+        case = self.case
+        return {
+            "definition": case.definition,
+            "solution": name,
+            "uuid": case.uuid,
+            "workload": case.name,
+            "stage": stage,
+            "against": against,
+        }
+
+
 def output_tasks(
-    workload: str, make: Callable[[], dict], solutions: Sequence[Solution], route: Callable
+    case: Case, make: Callable[[], dict], solutions: Sequence[Solution], route: Callable
 ) -> list[Task]:
     """The fp8 model itself, every solution's output, and every pair of outputs bit by bit."""
-    outputs = Outputs(make, route)
+    outputs, maker = Outputs(make, route), Maker(case)
 
-    def expected(name: str, *against: str) -> list[PrecisionRow]:
-        return [
-            PrecisionRow(solution=name, workload=workload, stage=OUTPUT, against=reference)
-            for reference in against
-        ]
-
-    def of_model(rows: list[PrecisionRow]) -> list[PrecisionRow]:
+    def of_model() -> list[PrecisionRow]:
         result = outputs.layer(BLOCKS[0]).output.bfloat16()
         fp32 = outputs.layer(0, torch.float32).output
-        return [rows[0].model_copy(update={"errors": errors_of(result, fp32)})]
+        return [maker.row(MODEL, OUTPUT, FP32, errors_of(result, fp32))]
 
-    def of_solution(solution: Solution, rows: list[PrecisionRow]) -> list[PrecisionRow]:
+    def of_solution(solution: Solution) -> list[PrecisionRow]:
         result = outputs.of(solution)
         fp32 = errors_of(result, outputs.layer(0, torch.float32).output)
         # a solution is measured by the model that requantises as it does
         models = {block: errors_of(result, outputs.layer(block).output) for block in BLOCKS}
         block = min(BLOCKS, key=lambda block: models[block].relative_l2)
         return [
-            rows[0].model_copy(update={"errors": fp32}),
-            rows[1].model_copy(update={"errors": models[block], "block": block}),
+            maker.row(solution.name, OUTPUT, FP32, fp32),
+            maker.row(solution.name, OUTPUT, FP64, models[block], block=block),
         ]
 
-    def bits(one: Solution, other: Solution, rows: list[PrecisionRow]) -> list[PrecisionRow]:
+    def bits(one: Solution, other: Solution) -> list[BitsRow]:
         share = differing_share(outputs.of(one), outputs.of(other))
-        return [rows[0].model_copy(update={"differing": share})]
+        return [maker.bits(one.name, other.name, share)]
 
-    rows = expected(MODEL, FP32)
-    tasks = [Task(rows, partial(of_model, rows))]
+    tasks = [Task(maker.keys(MODEL, OUTPUT, FP32), of_model)]
     for solution in solutions:
-        rows = expected(solution.name, FP32, FP64)
-        tasks.append(Task(rows, partial(of_solution, solution, rows)))
+        keys = maker.keys(solution.name, OUTPUT, FP32, FP64)
+        tasks.append(Task(keys, partial(of_solution, solution)))
     for i, one in enumerate(solutions):
         for other in solutions[i + 1 :]:
-            row = PrecisionRow(solution=one.name, workload=workload, stage=BITS, against=other.name)
-            tasks.append(Task([row], partial(bits, one, other, [row])))
+            tasks.append(Task(maker.keys(one.name, BITS, other.name), partial(bits, one, other)))
     return tasks
 
 
 def stage_tasks(
-    workload: str,
+    case: Case,
     make: Callable[[], dict],
     solutions: Sequence[Solution],
     gemms: Sequence[Kernel],
     route: Callable,
 ) -> list[Task]:
     """Errors after GEMM1 and after requantisation; every token must have one local expert."""
-    real = Outputs(make, route)
+    real, maker = Outputs(make, route), Maker(case)
     probe = Outputs(lambda: identity_gemm2(real.arguments), route)
 
-    def of_gemm(kernel: Kernel, rows: list[PrecisionRow]) -> list[PrecisionRow]:
+    def of_gemm(kernel: Kernel) -> list[PrecisionRow]:
         problem = gemm1_problem(real.arguments, real.layer(0).tokens, route)
         result = kernel.extract(problem, kernel.make(problem)())
-        errors = []
-        for dtype in (torch.float32, torch.float64):
+        rows = []
+        for against, dtype in ((FP32, torch.float32), (FP64, torch.float64)):
             exact = [
                 problem.exact(expert, slice(0, count), dtype)
                 for expert, count in enumerate(problem.rows_per_expert)
                 if count
             ]
-            errors.append(errors_of(result, torch.cat(exact)))
-        return [
-            row.model_copy(update={"errors": error})
-            for row, error in zip(rows, errors, strict=True)
-        ]
+            errors = errors_of(result, torch.cat(exact))
+            rows.append(maker.row(kernel.name, GEMM1, against, errors))
+        return rows
 
-    def of_solution(solution: Solution, rows: list[PrecisionRow]) -> list[PrecisionRow]:
+    def of_solution(solution: Solution) -> list[PrecisionRow]:
         fp64 = real.layer(0)
         seen = seen_intermediate(probe.of(solution), fp64)
         models = {block: errors_of(seen, real.layer(block).requantized) for block in BLOCKS}
         block = min(BLOCKS, key=lambda block: models[block].relative_l2)
+        differing = code_mismatch(seen, fp64, block) if block else None
+        name = solution.name
         return [
-            rows[0].model_copy(update={"errors": errors_of(seen, fp64.activation)}),
-            rows[1].model_copy(
-                update={
-                    "errors": models[block],
-                    "differing": code_mismatch(seen, fp64, block) if block else None,
-                    "block": block,
-                }
-            ),
+            maker.row(name, REQUANT, FP32, errors_of(seen, fp64.activation)),
+            maker.row(name, REQUANT, FP64, models[block], differing=differing, block=block),
         ]
 
-    def of_model(rows: list[PrecisionRow]) -> list[PrecisionRow]:
+    def of_model() -> list[PrecisionRow]:
         model = real.layer(BLOCKS[0])
         errors = errors_of(model.requantized, model.activation)
-        return [rows[0].model_copy(update={"errors": errors})]
+        return [maker.row(MODEL, REQUANT, FP32, errors)]
 
-    def expected(name: str, stage: str, *against: str) -> list[PrecisionRow]:
-        return [
-            PrecisionRow(solution=name, workload=workload, stage=stage, against=reference)
-            for reference in against
-        ]
-
-    tasks = []
-    for kernel in gemms:
-        rows = expected(kernel.name, GEMM1, FP32, FP64)
-        tasks.append(Task(rows, partial(of_gemm, kernel, rows)))
-    rows = expected(MODEL, REQUANT, FP32)
-    tasks.append(Task(rows, partial(of_model, rows)))
+    tasks = [Task(maker.keys(k.name, GEMM1, FP32, FP64), partial(of_gemm, k)) for k in gemms]
+    tasks.append(Task(maker.keys(MODEL, REQUANT, FP32), of_model))
     for solution in solutions:
-        rows = expected(solution.name, REQUANT, FP32, FP64)
-        tasks.append(Task(rows, partial(of_solution, solution, rows)))
-    return tasks + output_tasks(workload, lambda: real.arguments, solutions, route)
+        keys = maker.keys(solution.name, REQUANT, FP32, FP64)
+        tasks.append(Task(keys, partial(of_solution, solution)))
+    return tasks + output_tasks(case, lambda: real.arguments, solutions, route)
 
 
 def gemm1_problem(arguments: dict, tokens: torch.Tensor, route: Callable) -> Problem:

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """The comparison page: one HTML file with all that was measured, and PNGs for the README.
 
-Reads traces and the reports of stages.py, gemm.py, precision.py and roofline.py; what is not there
-is named in the page with the command that makes it. Needs no GPU.
+Reads traces and the reports of layer.py, stages.py, gemm.py, precision.py and roofline.py; what is
+not there is named in the page with the command that makes it. Needs no GPU.
 
     python scripts/report.py
     python scripts/report.py --traces h100/traces traces --readme README.md
@@ -18,11 +18,13 @@ from pathlib import Path
 
 from bundle.comparison.traces import load_traces
 from bundle.files import replace_section, write_whole
-from bundle.page.page import Page, headlines, line_plots, machines_of, render, solutions_of
+from bundle.page.headlines import headlines
+from bundle.page.page import Page, machines_of, render, solutions_of
 from bundle.page.plots import png
+from bundle.page.views import line_plots
 from bundle.paths import ROOT, BadInput
 from bundle.probes.reporting import exit_with
-from bundle.probes.reports import DATA
+from bundle.probes.store import DATA
 
 TITLE = "DeepSeek-V3's FP8 MoE layer: solutions compared"
 
@@ -74,7 +76,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"{options.images}: {', '.join(image.name for image in images)}")
     if options.readme:
         images = os.path.relpath(options.images, options.readme.parent)
-        section = headlines(page, options.data, f"{images}/latency")
+        section = headlines(page.machines, options.data, f"{images}/latency")
         try:
             text = replace_section(options.readme.read_text("utf-8"), section, "reports")
         except BadInput as error:

@@ -27,10 +27,9 @@ from bundle.probes.cases import (
     synthetic_case,
 )
 from bundle.probes.profiler import profile
-from bundle.probes.report_tables import stage_sheets
 from bundle.probes.reporting import Task, exit_with, report_parser, run_report
-from bundle.probes.reports import StageReport, StageRow
-from bundle.probes.stages import summarize
+from bundle.probes.stage_names import summarize
+from bundle.probes.stages import StageReport, StageRow, stage_sheets
 from bundle.probes.timer import Timer
 from bundle.runs.requirements import current_device
 
@@ -69,27 +68,22 @@ def plan(options: argparse.Namespace) -> list[Task]:
             latest[case.name] = maker.of(case)
         return latest[case.name]
 
-    def measure(case: Case, solution: Solution, row: StageRow) -> list[StageRow]:
-        arguments = arguments_of(case)
-        return [measure_stages(timer, solution, arguments, row)]
+    def measure(case: Case, loads: list[int], solution: Solution) -> list[StageRow]:
+        return [measure_stages(timer, solution, case, loads, arguments_of(case))]
 
     tasks = []
     for case in cases:
         loads = case.loads()
         for solution in solutions:
-            row = StageRow(
-                solution=solution.name,
-                workload=case.name,
-                seq_len=case.seq_len,
-                active_experts=sum(load > 0 for load in loads),
-                pairs=sum(loads),
-            )
-            tasks.append(Task([row], partial(measure, case, solution, row)))
+            key = solution.name, case.uuid
+            tasks.append(Task([key], partial(measure, case, loads, solution)))
     return tasks
 
 
-def measure_stages(timer: Timer, solution: Solution, arguments: dict, row: StageRow) -> StageRow:
-    """`row` with the times of `solution` on these arguments."""
+def measure_stages(
+    timer: Timer, solution: Solution, case: Case, loads: list[int], arguments: dict
+) -> StageRow:
+    """The times of `solution` on these arguments; loads: rows of each local expert."""
     output = new_output(arguments)
 
     def call() -> None:
@@ -98,8 +92,18 @@ def measure_stages(timer: Timer, solution: Solution, arguments: dict, row: Stage
     end_to_end_us = timer.median_us(call)
     (calls,) = profile([call], PROFILED)
     stages, kernels = summarize([each.launches for each in calls])
-    measured = {"end_to_end_us": end_to_end_us, "stages": stages, "kernels": kernels}
-    return row.model_copy(update=measured)
+    return StageRow(
+        definition=case.definition,
+        solution=solution.name,
+        uuid=case.uuid,
+        workload=case.name,
+        seq_len=case.seq_len,
+        active_experts=sum(load > 0 for load in loads),
+        pairs=sum(loads),
+        end_to_end_us=end_to_end_us,
+        stages=stages,
+        kernels=kernels,
+    )
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -11,6 +11,8 @@ import torch
 from flashinfer_bench.utils import env_snapshot
 from pydantic import BaseModel, ConfigDict
 
+from .paths import ROOT
+
 UNKNOWN = "unknown"  # a harness or a driver
 
 
@@ -42,6 +44,11 @@ class Provenance(Model):
         return own | {"flashinfer-bench": self.flashinfer_bench} | self.libs
 
 
+def hardware_name() -> str | None:
+    """This machine's GPU as a trace names it; None without one."""
+    return env_snapshot("cuda:0").hardware if torch.cuda.is_available() else None
+
+
 def now() -> datetime:
     return datetime.now(timezone.utc).replace(microsecond=0)
 
@@ -71,3 +78,17 @@ def driver_version() -> str | None:
         return subprocess.run(query, check=True, capture_output=True, text=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return UNKNOWN  # nvidia-smi is not part of every container
+
+
+def bundle_version() -> str:
+    """The commit, with a + if files were changed; that of a git archive; or unknown."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=12", "--dirty=+",
+               "--exclude=*"]  # fmt: skip
+    try:
+        if (ROOT / ".git").exists():
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            return done.stdout.strip()
+        archived = (ROOT / ".git_archival.txt").read_text("utf-8").strip()
+    except (OSError, subprocess.CalledProcessError):
+        return UNKNOWN
+    return UNKNOWN if archived.startswith("$") else archived

@@ -54,6 +54,10 @@ def number(value: float | None, pattern: str) -> str:
     return format(value, pattern) if isfinite(value) else str(value)
 
 
+def number_entry(value: float | None, pattern: str = ",.1f", style: str = "") -> Entry:
+    return Entry(number(value, pattern), style)
+
+
 @dataclass(frozen=True)
 class _Run:
     """Neighbours in a sheet that the terminal shows as one column: a group, or a lone heading.

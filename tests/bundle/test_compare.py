@@ -20,6 +20,7 @@ from bundle.comparison.render import facts, sheets, terminal
 from bundle.comparison.traces import load_traces
 from bundle.files import replace_section, write_whole
 from bundle.paths import ROOT, BadInput
+from bundle.probes.roofline import known_rates
 from flashinfer_bench.data import RandomInput, ScalarInput, Workload
 from rich.console import Console
 from trace_factory import H100, LIBS, ROWS, all_rows, make_trace, moe_workload, write_traces
@@ -34,7 +35,7 @@ def two(tmp_path):
 
 
 def compared(path, **options):
-    (comparison,) = compare(load_traces([path])[0], root=ROOT, **options)
+    (comparison,) = compare(load_traces([path])[0], root=ROOT, rates=known_rates, **options)
     return comparison
 
 
@@ -68,7 +69,7 @@ def test_cells(two):
     assert fast.speedup == pytest.approx(13_000 / 101)
     assert (fast.baseline_ratio, slow.baseline_ratio) == (pytest.approx(0.5), 1.0)
     assert (fast.winner, slow.winner) == (True, False)
-    assert fast.floor_us == pytest.approx(3 * 44.04 / 4.36, rel=1e-3)
+    assert fast.floor_us == pytest.approx(3 * 44.04 / 4.59, rel=1e-3)
     assert fast.over_floor_us == pytest.approx(101 - fast.floor_us)
     assert fast.floor_ratio == pytest.approx(101 / fast.floor_us)
     assert fast.accuracy.matched_ratio == 0.93
@@ -186,7 +187,8 @@ def test_two_gpus_are_refused_with_files(two, tmp_path):
 def test_mix_gives_each_gpu_its_column(two, tmp_path):
     other = write_traces(tmp_path / "h100", all_rows(SLOW, 3.0, hardware=H100))
     records = load_traces([two, other])[0]
-    (comparison,) = compare(records, root=ROOT, mix=True, baseline=FAST)
+    gpus = {"NVIDIA H200": Gpu(4.0, 1000, "given")}
+    (comparison,) = compare(records, root=ROOT, mix=True, rates=gpus.get, baseline=FAST)
     labels = [f"{SLOW} @ {H100}", f"{SLOW} @ NVIDIA H200", f"{FAST} @ NVIDIA H200"]
     assert [column.label for column in comparison.columns] == labels
     cells = comparison.rows[0].cells
@@ -195,8 +197,8 @@ def test_mix_gives_each_gpu_its_column(two, tmp_path):
     assert cells[labels[1]].floor_us is not None
     with pytest.raises(ComparisonError, match="matches several columns"):
         compare(records, root=ROOT, mix=True, baseline=SLOW)
-    with pytest.raises(ComparisonError, match="one pair of roofline figures for 2 GPUs"):
-        compare(records, root=ROOT, mix=True, gpu=Gpu(1, 1, "test"))
+    with pytest.raises(BadInput, match="--bandwidth-tbs.*expected traces of one GPU, got 2"):
+        script.given_rates(1, 1, records)
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,20 @@ import layer
 import pytest
 import torch
 from bundle.comparison.floor import Gpu
+from bundle.dataset.replicas import DEFINITION
 from bundle.paths import ROOT, BadInput
-from bundle.probes import layer as probe_module
+from bundle.probes import layer_probe as probe_module
 from bundle.probes.cases import ROUTINGS, Case, Solution, routed_case
-from bundle.probes.layer import LayerProbe
-from bundle.probes.layer_sheets import layer_sheets, ratio_to_best_other
+from bundle.probes.layer import (
+    LayerReport,
+    LayerRow,
+    by_workload,
+    layer_sheets,
+    ratio_to_best_other,
+)
+from bundle.probes.layer_probe import LayerProbe
 from bundle.probes.profiler import ProfiledCall
-from bundle.probes.reports import LayerReport, LayerRow
+from bundle.probes.store import Failed
 from bundle.probes.timer import Timer
 from fake_device import FakeDevice
 from report_factory import complete
@@ -33,7 +40,7 @@ def device():
 
 @pytest.fixture(scope="module")
 def rows(device):
-    """The rows of one case, with solutions of all kinds."""
+    """The results of one case by solution, with solutions of all kinds."""
 
     def profile(calls, iterations):
         for call in calls:
@@ -64,19 +71,16 @@ def rows(device):
         return Solution(name, run, returns_output=True)
 
     solutions += map(solution, NAMES)
-    case = Case("T=40", "some-uuid", 40, 8, 2.5, None)
-    empty = [
-        LayerRow(solution=name, uuid=case.uuid, workload=case.name, routing="workload", seq_len=40)
-        for name in NAMES
-    ]
+    case = Case("T=40", "some-uuid", Maker.definition.name, 40, 8, 2.5, None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(probe_module, "profile", profile)
-        return {row.solution: row for row in probe.measure(case, empty)}
+        return {result.key[0]: result for result in probe.measure(case, "workload")}
 
 
 def test_a_solution_is_checked_and_timed_in_every_way(rows, device):
     row = rows["good"]
-    assert row.error is None and row.relative_error == 0.0
+    assert row.key == ("good", "some-uuid") and row.definition == "toy_moe"
+    assert row.relative_error == 0.0
     assert row.cold_us == 300 and row.spread_us == 0 and row.hidden
     assert row.sustained_us == pytest.approx(300, abs=10)
     assert row.graph_us == 30 and row.not_captured is None
@@ -100,33 +104,39 @@ def test_a_solution_that_waits_has_no_graph_and_says_so(rows):
     ],
 )
 def test_a_wrong_result_is_a_failure_and_has_no_time(rows, name, wording):
-    assert wording in rows[name].error and rows[name].cold_us is None
+    assert isinstance(rows[name], Failed) and wording in rows[name].reason
 
 
 def test_every_solution_ran_beside_the_failing_ones(rows):
-    assert [name for name in NAMES if rows[name].error is None] == ["good", "waits"]
+    assert [name for name in NAMES if isinstance(rows[name], LayerRow)] == ["good", "waits"]
 
 
 def report_of(*times: tuple[str, str, float | None]) -> LayerReport:
-    made = [
-        LayerRow(
-            solution=solution, uuid=workload, workload=workload, routing="workload", seq_len=1,
-            active_experts=2, pairs=8, cold_us=us, error=None if us else "RuntimeError: boom",
-        )
-        for workload, solution, us in times
-    ]  # fmt: skip
-    return complete(LayerReport, made)
+    """Workload, solution and cold time; None for one that failed."""
+    results = []
+    for workload, solution, us in times:
+        if us is None:
+            results.append(Failed(key=(solution, workload), reason="RuntimeError: boom"))
+            continue
+        row = LayerRow(
+            definition=DEFINITION, solution=solution, uuid=workload, workload=workload,
+            routing="workload", seq_len=1, active_experts=2, pairs=8, largest_load=4,
+            relative_error=0.02, cold_us=us, spread_us=1, hidden=solution != "b", sustained_us=us,
+            return_us=9,
+        )  # fmt: skip
+        results.append(row)
+    return complete(LayerReport, results)
 
 
 def test_sheets_show_times_the_floor_and_ratios_to_the_best_other():
     report = report_of(
         ("T=1", "a", 50.0), ("T=1", "b", 100.0), ("T=7", "a", 80.0), ("T=7", "b", None)
     )
-    times, ratios = layer_sheets(report, Gpu(4.0, 1000.0, "given"))
+    times, ratios, *_ = layer_sheets(report, Gpu(4.0, 1000.0, "given"))
     texts = [[entry.text for entry in line] for line in times.rows]
     floor = f"{2 * 3 * 2048 * 7168 / 4e6:,.1f}"
     assert texts == [
-        ["T=1", "2", "8", floor, "50.0", "100.0"],
+        ["T=1", "2", "8", floor, "50.0", "100.0+"],
         ["T=7", "2", "8", floor, "80.0", "failed"],
     ]
     assert [[e.text for e in line] for line in ratios.rows] == [
@@ -140,8 +150,8 @@ def test_a_report_of_failures_only_has_no_tables():
 
 
 def test_the_ratio_needs_another_solution():
-    (row,) = report_of(("T=1", "a", 50.0)).rows
-    assert ratio_to_best_other(row, [row]) is None
+    (workload,) = by_workload(report_of(("T=1", "a", 50.0)))
+    assert ratio_to_best_other("a", workload) is None
 
 
 @pytest.mark.parametrize("routing", ROUTINGS)

@@ -8,33 +8,19 @@ import pytest
 import report
 import roofline
 import stages as stages_script
-from bundle.comparison.floor import GPUS, Gpu
+from bundle.comparison.floor import Gpu
+from bundle.machine import bundle_version
 from bundle.paths import ROOT, BadInput
+from bundle.probes import roofline as roofline_module
 from bundle.probes.cases import named_cases, new_output, synthetic_case
+from bundle.probes.gemm import GemmReport, GemmRow, gemm_figures, gemm_floor_us, gemm_sheets
+from bundle.probes.precision import PrecisionReport, precision_sheets
 from bundle.probes.profiler import Launch, ProfiledCall
-from bundle.probes.report_tables import (
-    gemm_figures,
-    gemm_floor_us,
-    gemm_sheets,
-    precision_sheets,
-    roofline_sheets,
-    stage_sheets,
-)
 from bundle.probes.reporting import Task, collect, facts, markdown, report_parser, run_report
-from bundle.probes.reports import (
-    GemmReport,
-    GemmRow,
-    RateRow,
-    RooflineReport,
-    StageReport,
-    StageRow,
-    load,
-    rates,
-    report_path,
-    resumed,
-    save,
-)
-from bundle.probes.stages import comparable_us, stages_of, summarize
+from bundle.probes.roofline import RateRow, RooflineReport, known_rates, rates, roofline_sheets
+from bundle.probes.stage_names import comparable_us, stages_of, summarize
+from bundle.probes.stages import StageReport, StageRow, stage_sheets
+from bundle.probes.store import Failed, load, report_path, resumed, save
 from bundle.sheets import BEST
 from conftest import HAS_CUDA
 from report_factory import (
@@ -64,7 +50,7 @@ def texts(sheet) -> list[list[str]]:
 def test_a_report_reads_back_as_it_was_written(made, tmp_path):
     path = report_path(tmp_path, type(made), H200)
     save(made, path)
-    assert path.name == f"{made.kind}-nvidia-h200.json"
+    assert path.name == f"{made.kind}-nvidia-h200.jsonl"
     assert load(type(made), path) == made
 
 
@@ -78,59 +64,109 @@ def test_not_a_number_survives_storage(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "spoil, wording",
+    "line, spoil, wording",
     [
-        (lambda d: d["rows"][0].update(n="many"), r"rows\.0\.n: .*valid integer"),
-        (lambda d: d["rows"][1].pop("kernel"), r"rows\.1\.kernel: Field required"),
-        (lambda d: d.update(extra=1), "extra: Extra inputs"),
-        (lambda d: d["provenance"].pop("command"), r"provenance\.command: Field required"),
+        (1, lambda d: d.update(n="many"), r"line 2: n: .*valid integer"),
+        (2, lambda d: d.pop("kernel"), r"line 3: kernel: Field required"),
+        (0, lambda d: d.update(extra=1), "line 1: extra: Extra inputs"),
+        (0, lambda d: d["provenance"].pop("command"), r"line 1: provenance\.command: Field req"),
     ],
 )
-def test_a_malformed_file_is_named_with_the_key(spoil, wording, tmp_path):
-    path = tmp_path / "gemm-x.json"
+def test_a_malformed_file_is_named_with_line_and_key(line, spoil, wording, tmp_path):
+    path = tmp_path / "gemm-x.jsonl"
     save(gemm_report(), path)
-    document = json.loads(path.read_text())
-    spoil(document)
-    path.write_text(json.dumps(document))
-    with pytest.raises(BadInput, match=f"gemm-x.json: {wording}"):
+    lines = path.read_text().splitlines()
+    spoiled = json.loads(lines[line])
+    spoil(spoiled)
+    lines[line] = json.dumps(spoiled, separators=(",", ":"))
+    path.write_text("\n".join(lines))
+    with pytest.raises(BadInput, match=f"gemm-x.jsonl, {wording}"):
         load(GemmReport, path)
 
 
-def test_a_truncated_file_is_named(tmp_path):
-    path = tmp_path / "gemm-x.json"
-    save(gemm_report(), path)
-    path.write_text(path.read_text()[:500])
-    with pytest.raises(BadInput, match="gemm-x.json: gemm: Invalid JSON"):
+@pytest.mark.parametrize(
+    "content, wording",
+    [
+        (b"", "expected a line on where it was made, got an empty file"),
+        (b"\xff\xfe", "expected UTF-8 text"),
+        (b"[1, 2]", "line 1: Input should be an object"),
+        (b"{", "line 1: Invalid JSON"),
+    ],
+)
+def test_what_is_no_report_is_named(content, wording, tmp_path):
+    path = tmp_path / "gemm-x.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(BadInput, match=f"gemm-x.jsonl.*{wording}"):
         load(GemmReport, path)
 
 
-def test_rates_come_from_the_report_or_the_known_figures(tmp_path):
-    assert rates(tmp_path, H200) == GPUS[H200]
-    assert rates(tmp_path, H100) is None
+def test_a_truncated_line_is_named(tmp_path):
+    path = tmp_path / "gemm-x.jsonl"
+    save(gemm_report(), path)
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:4], lines[4][:20]]))
+    with pytest.raises(BadInput, match="gemm-x.jsonl, line 5: Invalid JSON"):
+        load(GemmReport, path)
+
+
+def test_rates_come_from_the_report_of_that_gpu(tmp_path):
     save(roofline_report(H100), report_path(tmp_path, RooflineReport, H100))
     measured = rates(tmp_path, H100)
     assert (measured.bandwidth_tbs, measured.fp8_tflops) == (4.36, 1437)
+    assert "measured on 2026-11-20 by scripts/roofline.py" in measured.source
+    assert rates(tmp_path, H200) is None
     partial = complete(RooflineReport, [RateRow(name="read", us=985.0, bytes=4 << 30)], H200)
     save(partial, report_path(tmp_path, RooflineReport, H200))
-    assert rates(tmp_path, H200) == GPUS[H200]
+    assert rates(tmp_path, H200) is None
+
+
+def test_this_machines_rates_are_measured_once_and_stored(tmp_path, monkeypatch):
+    measured = []
+
+    def measurements(timer):
+        rows = roofline_report().rows
+        return [(row.name, lambda row=row: measured.append(row.name) or row) for row in rows]
+
+    monkeypatch.setattr(roofline_module, "hardware_name", lambda: "NVIDIA New")
+    monkeypatch.setattr(roofline_module, "provenance", lambda _: provenance("r", "NVIDIA New"))
+    monkeypatch.setattr(roofline_module, "Timer", lambda **_: None)
+    monkeypatch.setattr(roofline_module, "measurements", measurements)
+    assert rates(tmp_path, "NVIDIA Other") is None and not measured
+    first = rates(tmp_path, "NVIDIA New")
+    assert first.fp8_tflops == 1437 and len(measured) == 4
+    assert rates(tmp_path, "NVIDIA New") == first and len(measured) == 4
+    assert load(RooflineReport, tmp_path / "roofline-nvidia-new.jsonl").missing == 0
+
+
+def test_rates_that_cannot_be_stored_are_used_nevertheless(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(roofline_module, "hardware_name", lambda: "NVIDIA New")
+    monkeypatch.setattr(roofline_module, "provenance", lambda _: provenance("r", "NVIDIA New"))
+    monkeypatch.setattr(roofline_module, "Timer", lambda **_: None)
+    rows = roofline_report().rows
+    monkeypatch.setattr(
+        roofline_module, "measurements", lambda _: [("", lambda row=row: row) for row in rows]
+    )
+    (tmp_path / "file").write_text("no folder")
+    assert rates(tmp_path / "file", "NVIDIA New").fp8_tflops == 1437
+    assert "cannot be stored" in capsys.readouterr().err
+
+
+def test_the_committed_rates_are_there():
+    assert known_rates(H200).bandwidth_tbs == 4.59
 
 
 # The measuring loop ----------------------------------------------------------------------------
 
 
-def rate(name: str) -> RateRow:
-    return RateRow(name=name, bytes=1000)
-
-
 def measured(name: str, us: float = 2.0) -> Task:
-    return Task([rate(name)], lambda: [rate(name).model_copy(update={"us": us})])
+    return Task([(name,)], lambda: [RateRow(name=name, bytes=1000, us=us)])
 
 
 def raises(name: str, error: BaseException) -> Task:
     def measure():
         raise error
 
-    return Task([rate(name)], measure)
+    return Task([(name,)], measure)
 
 
 def empty() -> RooflineReport:
@@ -143,10 +179,11 @@ def test_a_failure_is_a_row_and_does_not_stop_the_others(tmp_path):
     tasks = [measured("a"), raises("b", ValueError("bad shape\nmore")), measured("c")]
     assert collect(made, path, tasks, QUIET)
     stored = load(RooflineReport, path)
-    assert [(row.name, row.error) for row in stored.rows] == [
-        ("a", None), ("b", "ValueError: bad shape"), ("c", None),
-    ]  # fmt: skip
-    assert dict(facts(stored))["rows"] == "3, 1 failed"
+    assert [row.name for row in stored.rows] == ["a", "c"]
+    (failed,) = stored.failed
+    assert (failed.key, failed.reason) == (("b",), "ValueError: bad shape")
+    assert stored.missing == 0 and dict(facts(stored))["rows"] == "2, 1 more failed"
+    assert {result.commit for result in (*stored.rows, failed)} == {bundle_version()}
     assert "b: ValueError: bad shape" in markdown(stored, [])
 
 
@@ -170,7 +207,8 @@ def test_resume_tries_failed_rows_again(tmp_path):
     collect(empty(), path, [raises("a", RuntimeError("x"))], QUIET)
     again = resumed(empty(), path)
     collect(again, path, [measured("a")], QUIET)
-    assert [row.error for row in load(RooflineReport, path).rows] == [None]
+    stored = load(RooflineReport, path)
+    assert [row.name for row in stored.rows] == ["a"] and not stored.failed
 
 
 def test_resume_refuses_another_environment(tmp_path):
@@ -290,12 +328,11 @@ def test_a_fused_stage_compares_with_the_sum_of_what_it_replaces():
 
 def test_stage_sheet_adds_up_and_judges():
     rows = [
-        StageRow(solution="a", workload="T=1", seq_len=1, active_experts=2, pairs=3,
-                 end_to_end_us=100.0, stages={"GEMM1": 60.0, "SwiGLU + requant": 10.0}),
-        StageRow(solution="b", workload="T=1", seq_len=1, active_experts=2, pairs=3,
-                 end_to_end_us=50.0, stages={"GEMM1 + SwiGLU + requant": 35.0}),
-        StageRow(solution="c", workload="T=1", seq_len=1, active_experts=2, pairs=3,
-                 error="RuntimeError: boom"),
+        StageRow(solution="a", uuid="u", workload="T=1", seq_len=1, active_experts=2, pairs=3,
+                 end_to_end_us=100.0, stages={"GEMM1": 60.0, "SwiGLU + requant": 10.0}, kernels=[]),
+        StageRow(solution="b", uuid="u", workload="T=1", seq_len=1, active_experts=2, pairs=3,
+                 end_to_end_us=50.0, stages={"GEMM1 + SwiGLU + requant": 35.0}, kernels=[]),
+        Failed(key=("c", "u"), reason="RuntimeError: boom"),
     ]  # fmt: skip
     (sheet,) = stage_sheets(complete(StageReport, rows), baseline="a")
     assert texts(sheet) == [
@@ -312,10 +349,22 @@ def test_stage_sheet_adds_up_and_judges():
 
 
 def test_a_report_of_failures_only_has_no_tables():
-    rows = [row.model_copy(update={"error": "x"}) for row in stage_report().rows]
-    assert stage_sheets(complete(StageReport, rows)) == []
+    failed = [Failed(key=row.key, reason="x") for row in stage_report().rows]
+    assert stage_sheets(complete(StageReport, failed)) == []
     assert gemm_sheets(complete(GemmReport, []), None, None) == []
-    assert precision_sheets(complete(type(all_reports()[2]), [])) == []
+    assert precision_sheets(complete(PrecisionReport, [])) == []
+
+
+def test_two_workloads_of_one_length_stay_apart():
+    rows = [
+        StageRow(solution=solution, uuid=uuid, workload="T=1", seq_len=1, active_experts=2, pairs=3,
+                 end_to_end_us=us, stages={"GEMM1": us / 2}, kernels=[])
+        for uuid, solution, us in (("u", "a", 10.0), ("v", "a", 20.0), ("v", "b", 30.0))
+    ]  # fmt: skip
+    report = complete(StageReport, rows)
+    assert [row.end_to_end_us for row in report.rows] == [10.0, 20.0, 30.0]
+    first, second = stage_sheets(report, baseline="a")
+    assert texts(first)[-1][2] == "10.0" and texts(second)[-1][4] == "1.500"
 
 
 class FakeTimer:
@@ -333,15 +382,18 @@ def profile(calls, iterations):
 
 def test_measuring_stages_calls_the_solution_and_keeps_both_times(monkeypatch):
     import torch
-    from bundle.probes.cases import Solution
+    from bundle.probes.cases import Case, Solution
 
     monkeypatch.setattr(stages_script, "profile", profile)
     called = []
     solution = Solution("s", lambda x, output: called.append(output), returns_output=False)
-    row = StageRow(solution="s", workload="T=2", seq_len=2, active_experts=1, pairs=2)
+    case = Case("T=2", "u", "some_definition", 2, 0, 2.5, None)
     arguments = {"hidden_states": torch.zeros(2, 128).to(torch.float8_e4m3fn)}
-    found = stages_script.measure_stages(FakeTimer(), solution, arguments, row)
+    found = stages_script.measure_stages(FakeTimer(), solution, case, [2, 0], arguments)
     assert len(called) == 2 and called[0].dtype is torch.bfloat16 and called[0].isnan().all()
+    assert (found.uuid, found.definition, found.pairs, found.active_experts) == (
+        "u", "some_definition", 2, 1,
+    )  # fmt: skip
     assert found.end_to_end_us == 30.0 and found.sum_us == 25.0 and found.gap_us == 5.0
     assert new_output(arguments).shape == (2, 128)
 
@@ -375,16 +427,16 @@ def test_named_cases_are_those_of_the_table():
 
 
 def test_the_sweep_has_the_published_configurations_and_the_real_layers():
-    cases = [*gemm.problems(gemm.parse_arguments([]))]
-    assert len(cases) == 81 + 2 * 19
-    assert cases[80][0] == "E=8 m=512 N=7168 K=7168"
-    loads = {name: rows for name, rows, *_ in cases}["GEMM1 T=58"]
+    shapes = [*gemm.shapes_of(gemm.parse_arguments([]))]
+    assert len(shapes) == 81 + 2 * 19
+    assert shapes[80].name == "E=8 m=512 N=7168 K=7168" and shapes[80].uuid is None
+    (loads,) = (shape.rows_per_expert for shape in shapes if shape.name == "GEMM1 T=58")
     assert (len(loads), sum(loads)) == (32, 77)
 
 
 def test_gemm_figures():
     row = GemmRow(kernel="k", case="E=2 m=64 N=4096 K=7168", rows_per_expert=[64, 64, 0],
-                  n=4096, k=7168, us=20.0)  # fmt: skip
+                  n=4096, k=7168, us=20.0, relative_error=0.0)  # fmt: skip
     gpu = Gpu(bandwidth_tbs=4.0, fp8_tflops=1000, source="test")
     assert gemm_floor_us(row, gpu) == pytest.approx(2 * 4096 * 7168 / 4e6)
     figures = gemm_figures(row, gpu)
@@ -396,7 +448,7 @@ def test_gemm_figures():
 
 
 def test_gemm_sheets_summarise_the_sweep():
-    sheets = gemm_sheets(gemm_report(), "triton_v3_gemm", GPUS[H200])
+    sheets = gemm_sheets(gemm_report(), "triton_v3_gemm", Gpu(4.36, 1430, "given"))
     summary, by_m, both, layers, sweep = sheets
     assert [row[1] for row in texts(summary)] == [
         "sgl_grouped_mm", "sgl_es_grouped_mm", "triton_v3_gemm",
@@ -409,7 +461,8 @@ def test_gemm_sheets_summarise_the_sweep():
 
 def test_both_gemms_of_a_layer_are_added_where_both_are_there():
     rows = [
-        GemmRow(kernel=kernel, case=f"{gemm} T={t}", rows_per_expert=[3, 0], n=n, k=k, us=us)
+        GemmRow(kernel=kernel, case=f"{gemm} T={t}", uuid=f"{t}", rows_per_expert=[3, 0], n=n, k=k,
+                us=us, relative_error=0.0)
         for kernel, t, gemm, n, k, us in (
             ("one", 7, "GEMM1", 4096, 7168, 20.0), ("two", 7, "GEMM1", 4096, 7168, 21.0),
             ("one", 7, "GEMM2", 7168, 2048, 11.0), ("two", 7, "GEMM2", 7168, 2048, 9.0),

@@ -3,15 +3,18 @@
 import os
 import shutil
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import report
 from bundle.comparison.figures import compare
 from bundle.comparison.traces import load_traces
-from bundle.page.page import Bar, Bars, line_plots, machines_of, stage_class, stage_names
+from bundle.page.page import machines_of, stage_class
 from bundle.page.plots import Plot, Series, png, svg
+from bundle.page.views import Bar, Bars, line_plots, stage_names
 from bundle.paths import ROOT, BadInput
-from bundle.probes.reports import Report
+from bundle.probes.roofline import rates
+from bundle.probes.store import Report
 from report_factory import H100, H200, SOLUTIONS, traces, write_all
 from trace_factory import ROWS, make_trace, moe_workload, write_traces
 
@@ -58,14 +61,14 @@ def test_every_section_names_where_its_figures_come_from(site):
     text = (site / "report.html").read_text()
     for fact in (H200, H100, "driver 580.95.05", "torch 2.13.0+cu130", "2026-11-20 13:00"):
         assert fact in text
-    for script in ("compare.py", "stages.py", "gemm.py", "precision.py", "roofline.py"):
+    for script in ("compare.py", "layer.py", "stages.py", "gemm.py", "precision.py", "roofline.py"):
         assert f"python scripts/{script}" in text
 
 
 def test_missing_data_are_named_with_their_command(tmp_path):
     write_traces(tmp_path, traces())
     text = build(tmp_path, data=tmp_path / "none")
-    for script in ("stages.py", "gemm.py", "precision.py", "roofline.py"):
+    for script in ("layer.py", "stages.py", "gemm.py", "precision.py", "roofline.py"):
         assert f"On that machine: <code>python scripts/{script}</code>" in text
 
 
@@ -138,7 +141,7 @@ def test_percentages_are_of_the_measured_roofline(tmp_path):
     (machine,) = machines_of(records, tmp_path / "data")
     plots = {plot.id: plot for plot in line_plots(machine.comparisons[0], "m")}
     assert [*plots] == ["m-latency", "m-speedup", "m-floor"]
-    own = compare(records, root=ROOT)[0].rows[0]
+    own = compare(records, root=ROOT, rates=partial(rates, tmp_path / "data"))[0].rows[0]
     value = plots["m-floor"].series[0].values[0]
     cell = own.cells["cutedsl_moe_fp8_v1"]
     assert value == pytest.approx(100 * cell.floor_us / cell.latency_us, rel=0.01)

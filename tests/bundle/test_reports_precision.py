@@ -8,7 +8,7 @@ import pytest
 import torch
 from bundle.dataset.oracle import build_oracle
 from bundle.paths import ROOT
-from bundle.probes.cases import Solution
+from bundle.probes.cases import Case, Solution
 from bundle.probes.grouped_gemms import TritonGemm, kernels
 from bundle.probes.kernels.read_kernel import read
 from bundle.probes.numerics import (
@@ -19,10 +19,9 @@ from bundle.probes.numerics import (
     seen_intermediate,
     simulate,
 )
+from bundle.probes.precision import PrecisionReport, precision_sheets
 from bundle.probes.problem import FP8, dequantize
-from bundle.probes.report_tables import precision_sheets
 from bundle.probes.reporting import collect
-from bundle.probes.reports import PrecisionReport
 from gemm import Operands, relative_error
 from layers import DEVICE, LAYERS, ROUTES, TOY, inputs, routed_to
 from report_factory import provenance
@@ -30,6 +29,10 @@ from rich.console import Console
 from toy_reference import toy_definition
 
 ROUTE = ROUTES[TOY]
+
+
+def case(name: str) -> Case:
+    return Case(name, name, "toy_moe", 9, 8, 2.5, None)
 
 
 def solution(name: str) -> Solution:
@@ -98,15 +101,17 @@ def test_the_identity_shows_the_intermediate():
 def run(tasks) -> dict:
     made = PrecisionReport(provenance=provenance("precision.py"), planned=0)
     for task in tasks:
-        made.rows += task.measure()
-    assert all(row.error is None for row in made.rows)
+        results = task.measure()
+        assert [result.key for result in results] == [*task.keys]
+        made.add(results)
+    assert not made.failed
     return {row.key: row for row in made.rows}
 
 
 def test_own_errors_are_told_from_those_of_fp8():
     names = ["torch_moe", next(name for name in LAYERS if name.startswith("triton"))]
     solutions = [solution(name) for name in names]
-    rows = run(precision.output_tasks("T=9", lambda: inputs(9), solutions, ROUTE))
+    rows = run(precision.output_tasks(case("T=9"), lambda: inputs(9), solutions, ROUTE))
     fp8 = rows["fp8 model", "T=9", "output", "fp32"].errors.relative_l2
     plain = rows["torch_moe", "T=9", "output", "own fp64 model"]
     assert plain.block == 0 and plain.errors.relative_l2 < 3e-3
@@ -123,7 +128,9 @@ def test_stages_of_solutions_and_kernels():
     names = ["torch_moe", next(name for name in LAYERS if name.startswith("triton"))]
     gemms = [kernel for kernel in kernels() if kernel.name == "triton_v3_gemm"]
     solutions = [solution(name) for name in names]
-    tasks = precision.stage_tasks("T=8 probe", lambda: one_expert_each(8), solutions, gemms, ROUTE)
+    tasks = precision.stage_tasks(
+        case("T=8 probe"), lambda: one_expert_each(8), solutions, gemms, ROUTE
+    )
     rows = run(tasks)
     gemm1 = rows["triton_v3_gemm", "T=8 probe", "GEMM1", "own fp64 model"]
     assert gemm1.errors.relative_l2 < 5e-3  # bf16 result
@@ -140,7 +147,9 @@ def test_a_solution_that_is_wrong_by_five_percent_shows():
         LAYERS["torch_moe"](*arguments)
         arguments[-1].mul_(1.05)
 
-    rows = run(precision.output_tasks("T=9", lambda: inputs(9), [Solution("x", off, False)], ROUTE))
+    rows = run(
+        precision.output_tasks(case("T=9"), lambda: inputs(9), [Solution("x", off, False)], ROUTE)
+    )
     own = rows["x", "T=9", "output", "own fp64 model"]
     assert own.errors.relative_l2 == pytest.approx(0.05, rel=0.1)
 
@@ -151,9 +160,9 @@ def test_a_failing_solution_leaves_the_others_their_rows(tmp_path):
 
     solutions = [Solution("bad", boom, False), solution("torch_moe")]
     made = PrecisionReport(provenance=provenance("precision.py"), planned=0)
-    tasks = precision.output_tasks("T=3", lambda: inputs(3), solutions, ROUTE)
+    tasks = precision.output_tasks(case("T=3"), lambda: inputs(3), solutions, ROUTE)
     assert collect(made, tmp_path / "p.json", tasks, Console(quiet=True))
-    failed = {row.key for row in made.rows if row.error}
+    failed = {each.key for each in made.failed}
     assert failed == {
         ("bad", "T=3", "output", "fp32"), ("bad", "T=3", "output", "own fp64 model"),
         ("bad", "T=3", "bits", "torch_moe"),

@@ -4,23 +4,17 @@ from datetime import datetime, timezone
 from functools import cache
 from itertools import product
 
+from bundle.dataset.replicas import DEFINITION
 from bundle.machine import Provenance
-from bundle.probes.cases import named_cases
-from bundle.probes.reports import (
-    Errors,
-    GemmReport,
-    GemmRow,
-    KernelTime,
-    PrecisionReport,
-    PrecisionRow,
-    RateRow,
-    Report,
-    RooflineReport,
-    StageReport,
-    StageRow,
-    report_path,
-    save,
-)
+from bundle.probes.cases import Case, named_cases
+from bundle.probes.gemm import GemmReport, GemmRow
+from bundle.probes.layer import LayerReport, LayerRow
+from bundle.probes.numerics import Errors
+from bundle.probes.precision import BitsRow, PrecisionReport, PrecisionRow
+from bundle.probes.roofline import RateRow, RooflineReport
+from bundle.probes.stage_names import KernelTime
+from bundle.probes.stages import StageReport, StageRow
+from bundle.probes.store import Failed, Report, report_path, save
 from trace_factory import H100, H200, ROWS, make_trace, write_traces
 
 # solution: (floor over time at few and at many tokens, how its stages share the time)
@@ -43,9 +37,9 @@ SOLUTIONS = {
 
 
 @cache
-def cases() -> list[tuple[str, int, list[int]]]:
-    """Name, seq_len and rows per expert of the 19 workloads."""
-    return [(case.name, case.seq_len, case.loads()) for case in named_cases()]
+def cases() -> list[tuple[Case, list[int]]]:
+    """The 19 workloads and their rows per expert."""
+    return [(case, case.loads()) for case in named_cases()]
 
 
 def floor_us(active: int, pairs: int) -> float:
@@ -64,8 +58,11 @@ def provenance(script: str, hardware: str = H200) -> Provenance:
     )
 
 
-def complete(kind: type[Report], rows: list, hardware: str = H200) -> Report:
-    return kind(provenance=provenance(kind.script, hardware), planned=len(rows), rows=rows)
+def complete(kind: type[Report], results: list, hardware: str = H200) -> Report:
+    """A report with these rows, measured and failed."""
+    report = kind(provenance=provenance(kind.script, hardware), planned=len(results))
+    report.add(results)
+    return report
 
 
 def traces(hardware: str = H200, slower: float = 1.0, solutions=SOLUTIONS) -> list:
@@ -84,22 +81,49 @@ def traces(hardware: str = H200, slower: float = 1.0, solutions=SOLUTIONS) -> li
     return made
 
 
+def layer_report(hardware: str = H200) -> LayerReport:
+    """The table's workloads, and one more routing; flashinfer_moe fails on one."""
+    results = []
+    for routing in ("workload", "all-local"):
+        for case, loads in cases():
+            active, pairs = sum(load > 0 for load in loads), sum(loads)
+            name = case.name if routing == "workload" else f"{routing} {case.name}"
+            uuid = case.uuid if routing == "workload" else f"{routing} {case.uuid}"
+            for solution, (few, many, _) in SOLUTIONS.items():
+                us = floor_us(active, pairs) / (few if case.seq_len < 100 else many)
+                if solution == "flashinfer_moe" and case.seq_len == 58:
+                    results.append(Failed(key=(solution, uuid), reason="RuntimeError: no tactic"))
+                    continue
+                waits = solution == "torch_moe"
+                row = LayerRow(
+                    definition=DEFINITION, commit="0123456789ab", solution=solution, uuid=uuid,
+                    workload=name, routing=routing, seq_len=case.seq_len, active_experts=active,
+                    pairs=pairs, largest_load=max(loads), relative_error=0.023, cold_us=us,
+                    spread_us=us / 100, hidden=not waits, sustained_us=us * 1.1, sm_mhz=1700,
+                    watts=650, graph_us=None if waits else us * 1.01,
+                    not_captured="it waits" if waits else None, first_launch_us=20, return_us=70,
+                )  # fmt: skip
+                results.append(row)
+    return complete(LayerReport, results, hardware)
+
+
 def stage_report(hardware: str = H200) -> StageReport:
     rows = []
-    for case, seq_len, loads in cases():
-        if seq_len not in (58, 901, 14107):
+    for case, loads in cases():
+        if case.seq_len not in (58, 901, 14107):
             continue
         active, pairs = sum(load > 0 for load in loads), sum(loads)
         for name, (few, many, shares) in SOLUTIONS.items():
-            busy = floor_us(active, pairs) / (few if seq_len < 100 else many)
+            busy = floor_us(active, pairs) / (few if case.seq_len < 100 else many)
             stages = {stage: busy * share for stage, share in shares.items()}
             kernels = [
                 KernelTime(name=f"{stage} kernel", stage=stage, launches=1.0, us=us)
                 for stage, us in stages.items()
             ]
             row = StageRow(
-                solution=name, workload=case, seq_len=seq_len, active_experts=active,
-                pairs=pairs, end_to_end_us=busy + 25, stages=stages, kernels=kernels,
+                definition=DEFINITION, solution=name, uuid=case.uuid, workload=case.name,
+                seq_len=case.seq_len, active_experts=active, pairs=pairs,
+                end_to_end_us=busy + 25, stages=stages, kernels=kernels,
             )  # fmt: skip
             rows.append(row)
     return complete(StageReport, rows, hardware)
@@ -108,19 +132,22 @@ def stage_report(hardware: str = H200) -> StageReport:
 def gemm_report(hardware: str = H200) -> GemmReport:
     kernels = {"sgl_grouped_mm": 0.75, "sgl_es_grouped_mm": 0.78, "triton_v3_gemm": 0.82}
     shapes = [
-        (f"E={e} m={m} N={n} K={k}", [m] * e, n, k)
+        (f"E={e} m={m} N={n} K={k}", None, [m] * e, n, k)
         for e, m, n, k in product((1, 4, 8), (64, 128, 512), *[(2048, 4096, 7168)] * 2)
     ]
-    for case, _, loads in cases():
-        shapes.append((f"GEMM1 {case}", loads, 4096, 7168))
-        shapes.append((f"GEMM2 {case}", loads, 7168, 2048))
+    for case, loads in cases():
+        shapes.append((f"GEMM1 {case.name}", case.uuid, loads, 4096, 7168))
+        shapes.append((f"GEMM2 {case.name}", case.uuid, loads, 7168, 2048))
     rows = []
-    for number, (name, loads, n, k) in enumerate(shapes):
+    for number, (name, uuid, loads, n, k) in enumerate(shapes):
         for kernel, reached in kernels.items():
-            row = GemmRow(kernel=kernel, case=name, rows_per_expert=loads, n=n, k=k)
+            row = GemmRow(
+                definition=DEFINITION if uuid else None, kernel=kernel, case=name, uuid=uuid,
+                rows_per_expert=loads, n=n, k=k, us=1.0, relative_error=1.7e-3,
+            )  # fmt: skip
             floor = max(row.weight_bytes / 4.36e6, row.flop / 1430e6)
             us = 2.5 + floor / reached * (1 + 0.1 * ((number * 7 + len(kernel)) % 5))
-            rows.append(row.model_copy(update={"us": us, "relative_error": 1.7e-3}))
+            rows.append(row.model_copy(update={"us": us}))
     return complete(GemmReport, rows, hardware)
 
 
@@ -136,8 +163,8 @@ def errors(scale: float) -> Errors:
 def precision_report(hardware: str = H200) -> PrecisionReport:
     def row(solution: str, workload: str, stage: str, against: str, scale: float, **more):
         return PrecisionRow(
-            solution=solution, workload=workload, stage=stage, against=against,
-            errors=errors(scale), **more,
+            definition=DEFINITION, solution=solution, uuid=f"uuid of {workload}", workload=workload,
+            stage=stage, against=against, errors=errors(scale), **more,
         )  # fmt: skip
 
     probe, rows = "T=256 probe", []
@@ -147,10 +174,13 @@ def precision_report(hardware: str = H200) -> PrecisionReport:
             off = 1e-6 if name == "torch_moe" else 0.023
             rows.append(row(name, workload, "output", "fp32", off))
             rows.append(row(name, workload, "output", "own fp64 model", 0.003, block=128))
-        pair = {"solution": "cutedsl_moe_fp8_v1", "against": "cutedsl_moe_fp8_v2"}
-        rows.append(PrecisionRow(workload=workload, stage="bits", differing=0.0, **pair))
-        pair = {"solution": "triton_fused_moe_v2", "against": "triton_fused_moe_v3"}
-        rows.append(PrecisionRow(workload=workload, stage="bits", differing=0.0123, **pair))
+        for kind, differing in (("cutedsl_moe_fp8", 0.0), ("triton_fused_moe", 0.0123)):
+            first = 1 if kind == "cutedsl_moe_fp8" else 2
+            bits = BitsRow(
+                solution=f"{kind}_v{first}", against=f"{kind}_v{first + 1}", stage="bits",
+                uuid=f"uuid of {workload}", workload=workload, differing=differing,
+            )  # fmt: skip
+            rows.append(bits)
     rows.append(row("triton_v3_gemm", probe, "GEMM1", "fp32", 0.0017))
     rows.append(row("fp8 model", probe, "requantised", "fp32", 0.025))
     for name in SOLUTIONS:
@@ -172,7 +202,7 @@ def roofline_report(hardware: str = H200) -> RooflineReport:
 
 
 def all_reports(hardware: str = H200) -> list[Report]:
-    makers = (stage_report, gemm_report, precision_report, roofline_report)
+    makers = (layer_report, stage_report, gemm_report, precision_report, roofline_report)
     return [make(hardware) for make in makers]
 
 

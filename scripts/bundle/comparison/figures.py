@@ -24,7 +24,7 @@ from .compatibility import (
     refuse_mixture,
     workload_sets,
 )
-from .floor import GPUS, REGIMES, Gpu, MoeGeometry, Routing, load_routings, regime_of
+from .floor import REGIMES, Gpu, MoeGeometry, Rates, Routing, load_routings, regime_of
 from .traces import TraceRecord
 
 PASSED = "PASSED"
@@ -151,6 +151,11 @@ class Comparison:
     notes: list[str] = field(default_factory=list)
 
 
+def nothing_known(hardware: str) -> Gpu | None:  # noqa: ARG001
+    """No floors."""
+    return None
+
+
 def compare(
     records: Sequence[TraceRecord],
     *,
@@ -159,7 +164,7 @@ def compare(
     solutions: Sequence[str] | None = None,
     baseline: str | None = None,
     mix: bool = False,
-    gpu: Gpu | None = None,
+    rates: Rates = nothing_known,
     skipped_lines: int = 0,
 ) -> list[Comparison]:
     """Compare the solutions of each definition in `records`, sorted by definition.
@@ -169,7 +174,7 @@ def compare(
     baseline: solution, or column label where environments are mixed, to which ratios are taken.
     mix: accept several GPUs, library or harness versions (one column per solution and
         environment) and several sets of workloads.
-    gpu: figures for the roofline instead of those known for the GPU's name.
+    rates: what each GPU reaches, for the floors.
     skipped_lines: how many lines of the files could not be read, to be told in the report.
     Raises ComparisonError for unknown names and for what only `mix` would accept.
     """
@@ -195,7 +200,7 @@ def compare(
         chosen = [r for r in by_definition[name] if not solutions or r.solution in solutions]
         if chosen:
             compared.append(
-                _compare_one(name, chosen, root, solutions, baseline, mix, gpu, skipped_lines)
+                _compare_one(name, chosen, root, solutions, baseline, mix, rates, skipped_lines)
             )
     return compared
 
@@ -207,7 +212,7 @@ def _compare_one(
     solutions: Sequence[str] | None,
     baseline: str | None,
     mix: bool,
-    gpu: Gpu | None,
+    rates: Rates,
     skipped_lines: int,
 ) -> Comparison:
     geometry = MoeGeometry.of_definition(definition)
@@ -226,17 +231,12 @@ def _compare_one(
     elif len(sets) > 1:
         notes.append(f"Mixed sets of workloads: {'; '.join(sets)}.")
     hardware = sorted(environments["hardware"])
-    if len(hardware) > 1 and gpu:
-        raise ComparisonError(
-            f"{definition}: one pair of roofline figures for {len(hardware)} GPUs: "
-            f"{', '.join(hardware)}"
-        )
 
     latest = _latest(records, list(differing))
     columns = _columns(latest, list(differing), solutions)
     if baseline is not None:
         baseline = _find_baseline(baseline, definition, list(columns.values()))
-    floors, floor_notes = _floors(definition, geometry, hardware, gpu)
+    floors, floor_notes = _floors(geometry, hardware, rates)
     notes += floor_notes
 
     workloads = {}
@@ -371,28 +371,26 @@ def _cell(record: TraceRecord) -> Cell:
 
 
 def _floors(
-    definition: str, geometry: MoeGeometry | None, hardware: list[str], gpu: Gpu | None
+    geometry: MoeGeometry | None, hardware: list[str], rates: Rates
 ) -> tuple[dict[str, Callable[[Routing], float] | None], list[str]]:
     """Per hardware name the floor in us of a routing, None if unknown; and notes on them."""
     floors: dict[str, Callable[[Routing], float] | None] = dict.fromkeys(hardware)
-    notes = []
+    notes: list[str] = []
     if geometry is None:
-        if gpu:
-            notes.append(f"No roofline floor: {definition} is no FP8 block-scale MoE layer.")
         return floors, notes
     for name in hardware:
-        figures = gpu or GPUS.get(name)
-        if figures is None:
+        gpu = rates(name)
+        if gpu is None:
             notes.append(
-                f"No roofline floor: bandwidth and FP8 rate of {name} are not known here "
-                "(--bandwidth-tbs and --fp8-tflops give them)."
+                f"No roofline floor: the rates of {name} are not known here. Measure them there "
+                "with `python scripts/roofline.py`, or give --bandwidth-tbs and --fp8-tflops."
             )
             continue
         notes.append(
-            f"Floor on {name}: {figures.bandwidth_tbs:g} TB/s, {figures.fp8_tflops:g} TFLOP/s "
-            f"dense FP8 ({figures.source})."
+            f"Floor on {name}: {gpu.bandwidth_tbs:g} TB/s, {gpu.fp8_tflops:g} TFLOP/s "
+            f"dense FP8 ({gpu.source})."
         )
-        floors[name] = _floor_function(geometry, figures)
+        floors[name] = _floor_function(geometry, gpu)
     return floors, notes
 
 

@@ -9,6 +9,7 @@ Activations, routing and the combine are left out, so the floor is a little belo
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,15 +38,8 @@ class Gpu:
     source: str
 
 
-# Keyed by the name in a trace's environment.hardware. Measured, not data-sheet, figures: a floor
-# that no program reaches would flatter nobody.
-GPUS = {
-    "NVIDIA H200": Gpu(
-        bandwidth_tbs=4.36,
-        fp8_tflops=1430,
-        source="measured: cold reads; cuBLAS FP8 at 16384x4096x7168 (torch 2.11.0+cu130)",
-    ),
-}
+Rates = Callable[[str], Gpu | None]
+"""The figures of a GPU by its name in a trace's environment.hardware; None if not known."""
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,9 @@ class Plot:
     floor: Series | None = None
     """Drawn as an area below, not as a line."""
     ceiling: float | None = None
+    """The greatest value there can be, a dashed line."""
+    level: float | None = None
+    """A value to compare with, a dashed line."""
 
 
 def theme(colours: dict[str, str], series: Sequence[str]) -> dict[str, str]:
@@ -90,8 +93,8 @@ def draw(plot: Plot, names: Sequence[str], size: tuple[float, float], colours: d
             plot.floor.name, (len(x) - 1, lowest * 0.75), ha="right", va="bottom",
             color=colours[MUTED], fontsize=9,
         )  # fmt: skip
-    if plot.ceiling:
-        axes.axhline(plot.ceiling, color=colours[MUTED], linewidth=1, linestyle=(0, (4, 3)))
+    for level in filter(None, (plot.ceiling, plot.level)):
+        axes.axhline(level, color=colours[MUTED], linewidth=1, linestyle=(0, (4, 3)))
     for series in plot.series:
         index = names.index(series.name)
         nan = float("nan")

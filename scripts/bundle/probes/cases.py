@@ -52,6 +52,7 @@ class Case:
     name: str
     uuid: str
     """Of the workload; a routing made here has one that follows from its name."""
+    definition: str
     seq_len: int
     local_expert_offset: int
     routed_scaling_factor: float
@@ -78,13 +79,17 @@ def named_cases(seq_lens: Sequence[int] | None = None) -> list[Case]:
     if unknown := [seq_len for seq_len in seq_lens or () if seq_len not in known]:
         raise BadInput(f"--workloads: expected some of {sorted(known)}, got {unknown}")
 
+    def named(row: Row) -> str:
+        alone = sum(other.seq_len == row.seq_len for other in rows) == 1
+        return f"T={row.seq_len}" + ("" if alone else f" {row.uuid[:8]}")
+
     def replica(row: Row) -> Case:
         def routing() -> tuple[torch.Tensor, torch.Tensor]:
             logits, bias = make_routing(row)
             return torch.from_numpy(logits), torch.from_numpy(bias).bfloat16()
 
         offset, factor = row.local_expert_offset, row.routed_scaling_factor
-        return Case(f"T={row.seq_len}", row.uuid, row.seq_len, offset, factor, routing)
+        return Case(named(row), row.uuid, DEFINITION, row.seq_len, offset, factor, routing)
 
     return [replica(row) for row in rows if seq_lens is None or row.seq_len in seq_lens]
 
@@ -119,7 +124,8 @@ def synthetic_case(seq_len: int, experts_active: int, per_token: int | None = No
 
 def made_case(name: str, seq_len: int, routing: Callable) -> Case:
     """A workload that is not in the table: the first 32 experts are local."""
-    return Case(name, str(uuid5(NAMESPACE_OID, f"{DEFINITION} {name}")), seq_len, 0, 2.5, routing)
+    uuid = str(uuid5(NAMESPACE_OID, f"{DEFINITION} {name}"))
+    return Case(name, uuid, DEFINITION, seq_len, 0, 2.5, routing)
 
 
 def routed_case(routing: str, seq_len: int) -> Case:

@@ -1,173 +1,171 @@
-"""Whole-layer times: every solution on the same arguments, one after the other in one process."""
+"""Whole-layer times: a report's rows and tables."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
-from statistics import median, quantiles
 
-import torch
-
-from ..dataset.oracle import build_oracle, execute_reference
-from .cases import Arguments, Case, Solution, loads_of, new_output
-from .profiler import profile
-from .reports import LayerRow
-from .timer import Call, Timer
-
-# Shares of a row's time, and the most calls that make sense.
-COLD, SUSTAINED, REPLAYED, HOST = 0.5, 0.2, 0.2, 0.1
-MOST_COLD, MOST_SUSTAINED, MOST_HOST = 25, 2000, 10
-PROFILED = 3  # calls of each solution
-CHECKED_TOKENS = 16
-WORST_ERROR = 0.1  # relative L2; fp8's own rounding between the GEMMs costs 0.023
-BY_TOKEN = {"hidden_states": 0, "hidden_states_scale": 1, "routing_logits": 0}  # name: dimension
+from ..comparison.floor import Gpu, MoeGeometry
+from ..sheets import BEST, DIM, FAILED, Entry, Heading, Sheet, number
+from .store import Report, Row
 
 
-@dataclass
-class Measurement:
-    """One solution on one case, as far as it got."""
+class LayerRow(Row):
+    """One solution on one workload; times in microseconds."""
 
-    solution: Solution
-    call: Call
-    us: float = 0.0
-    """Rough time of a call, launches included."""
-    times: dict = field(default_factory=dict)
-    """The measured fields of its row."""
-    error: str | None = None
+    identity = ("solution", "uuid")
+    solution: str
+    uuid: str
+    """Of the workload."""
+    workload: str
+    """Its name: T=58, or uniform T=128."""
+    routing: str
+    """What the tokens do: `workload`, or one of cases.ROUTINGS."""
+    seq_len: int
+    active_experts: int
+    pairs: int
+    largest_load: int
+    """Rows of the local expert that has most."""
+    relative_error: float
+    """L2, of some tokens, against the reference."""
+    cold_us: float
+    """Median with a cold L2 cache, launches hidden."""
+    spread_us: float
+    """Of those, between the quartiles."""
+    hidden: bool
+    """False for a solution that waits for the GPU: its times contain the host's work."""
+    sustained_us: float
+    """Mean of calls without pause."""
+    sm_mhz: float | None = None
+    watts: float | None = None
+    """Meanwhile; None where NVML does not tell."""
+    graph_us: float | None = None
+    """Median of a CUDA graph's replays, cold L2 cache."""
+    not_captured: str | None = None
+    """Why there is none."""
+    first_launch_us: float | None = None
+    """Of the host until the first kernel is launched, on an idle GPU, under the profiler; None if
+    it saw no launch."""
+    return_us: float
+    """Of the host until the call returns, on an idle GPU."""
 
-    def attempt(self, measure: Callable[[], dict]) -> None:
-        """Add what `measure` returns; a solution's failure is a result, and not the others'."""
-        if self.error is None:
-            try:
-                self.times |= measure()
-            except Exception as error:  # noqa: BLE001  whatever a solution raises
-                self.error = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+    def floor_us(self, gpu: Gpu | None) -> float | None:
+        """None for a GPU whose rates are not known, and where no expert is hit."""
+        geometry = MoeGeometry.of_definition(self.definition or "")
+        if gpu is None or geometry is None or not self.pairs:
+            return None
+        return geometry.floor_us(gpu, self.active_experts, self.pairs)
 
 
-class LayerProbe:
-    """Measures cases; `row_us` is about what one solution on one case may take."""
+class LayerReport(Report[LayerRow]):
+    kind = "layer"
+    script = "layer.py"
+    row_types = (LayerRow,)
 
-    def __init__(
-        self, timer: Timer, maker: Arguments, solutions: Sequence[Solution], row_us: float
-    ) -> None:
-        self.timer = timer
-        self.maker = maker
-        self.solutions = solutions
-        self.row_us = row_us
-        self.oracle = build_oracle(maker.definition)
-        self.reference = execute_reference(maker.definition)
 
-    def measure(self, case: Case, rows: Sequence[LayerRow]) -> list[LayerRow]:
-        """The rows, one per solution, with the times or the error of each."""
-        arguments = self.maker.of(case)
-        known = self.load(arguments)
-        tokens, expected = self.sample(arguments)
-        output = new_output(arguments)
-        entries = []
-        for solution in self.solutions:
-            entry = Measurement(solution, partial(solution, arguments, output))
-            entry.attempt(partial(self.first_calls, entry, arguments, output, tokens, expected))
-            entries.append(entry)
-        self.cold(entries)
-        for entry in entries:
-            entry.attempt(partial(self.sustained, entry))
-            entry.attempt(partial(self.replayed, entry))
-            entry.attempt(partial(self.host, entry))
-        self.first_launches(entries)
-        return [
-            row.model_copy(update=known | ({"error": entry.error} if entry.error else entry.times))
-            for row, entry in zip(rows, entries, strict=True)
-        ]
+Figure = Callable[[LayerRow], float | None]
+Workload = dict[str, LayerRow]
+"""The rows of one workload by solution."""
 
-    def load(self, arguments: dict) -> dict:
-        """What the routing does to the local experts, as a row has it."""
-        ids, _ = self.reference["route"](
-            arguments["routing_logits"],
-            arguments["routing_bias"],
-            arguments["routed_scaling_factor"],
-        )
-        loads = loads_of(ids, arguments["local_expert_offset"], self.reference["NUM_LOCAL_EXPERTS"])
-        active = sum(load > 0 for load in loads)
-        return {"active_experts": active, "pairs": sum(loads), "largest_load": max(loads)}
 
-    def sample(self, arguments: dict) -> tuple[torch.Tensor, torch.Tensor]:
-        """Some tokens and the reference's result for them, [tokens, hidden] fp32."""
-        seq_len = len(arguments["hidden_states"])
-        tokens = torch.linspace(0, seq_len - 1, min(seq_len, CHECKED_TOKENS)).long()
-        few = dict(arguments)
-        for name, dimension in BY_TOKEN.items():
-            values = arguments[name]
-            index = tokens.to(values.device)
-            bits = values.view(torch.uint8) if values.dtype is torch.float8_e4m3fn else values
-            few[name] = bits.index_select(dimension, index).view(values.dtype)
-        return tokens, self.oracle(*few.values()).float()
+def cold(row: LayerRow) -> float:
+    return row.cold_us
 
-    def first_calls(
-        self,
-        entry: Measurement,
-        arguments: dict,
-        output: torch.Tensor,
-        tokens: torch.Tensor,
-        expected: torch.Tensor,
-    ) -> dict:
-        """Compile, check the result, and see about how long a call takes."""
-        output.fill_(float("nan"))
-        result = entry.solution(arguments, output)
-        if unwritten := int(result.isnan().any(dim=1).sum()):
-            raise ValueError(
-                f"output: expected numbers, got NaN in {unwritten} of {len(result)} rows"
-            )
-        off = (result[tokens.to(result.device)].float() - expected).norm()
-        relative = (off / expected.norm().clamp(min=1e-30)).item()
-        if relative > WORST_ERROR:
-            raise ValueError(
-                f"output: relative error {relative:.2g}, expected {WORST_ERROR} at most"
-            )
-        device = self.timer.device
-        start = device.host_us()
-        entry.call()
-        device.synchronize()
-        entry.us = device.host_us() - start
-        return {"relative_error": relative}
 
-    def calls_in(self, share: float, us: float, most: int) -> int:
-        """How many calls of that length fit into a share of a row's time, one at least."""
-        return max(1, min(most, int(share * self.row_us / us)))
+# Title, figure, and whether the table folds away.
+FIGURES: tuple[tuple[str, Figure, bool], ...] = (
+    ("GPU time of a call, cold L2, launches hidden, us (+: waits for the GPU)", cold, False),
+    ("Calls without pause, us each", lambda row: row.sustained_us, False),
+    ("Replayed from a CUDA graph, cold L2, us (-: cannot be captured)",
+     lambda row: row.graph_us, True),
+    ("Host until the first kernel is launched, us", lambda row: row.first_launch_us, True),
+    ("Host until the call returns, us", lambda row: row.return_us, True),
+    ("SM clock without pause, MHz", lambda row: row.sm_mhz, True),
+    ("Power without pause, W", lambda row: row.watts, True),
+)  # fmt: skip
+UNRANKED = ("MHz", "W")
 
-    def cold(self, entries: Sequence[Measurement]) -> None:
-        """Every solution in turn."""
-        running = [entry for entry in entries if entry.error is None]
-        rounds = [self.timer.rounds_in(COLD * self.row_us, e.us, MOST_COLD) for e in running]
-        found = self.timer.cold([entry.call for entry in running], rounds)
-        for entry, times in zip(running, found, strict=True):
-            middle = median(times.us)
-            low, _, high = quantiles(times.us, n=4) if len(times.us) > 1 else (middle,) * 3
-            entry.times |= {"cold_us": middle, "spread_us": high - low, "hidden": times.hidden}
 
-    def sustained(self, entry: Measurement) -> dict:
-        calls = self.calls_in(SUSTAINED, entry.us, MOST_SUSTAINED)
-        found = self.timer.sustained(entry.call, calls)
-        return {"sustained_us": found.us, "sm_mhz": found.sm_mhz, "watts": found.watts}
+def layer_sheets(report: LayerReport, gpu: Gpu | None) -> list[Sheet]:
+    """A sheet per figure, then each solution's cold time against the best of the others."""
+    workloads = by_workload(report)
+    if not workloads:
+        return []
+    names = solutions_of(report)
+    sheets = [
+        _figure_sheet(title, figure, workloads, names, gpu, detail)
+        for title, figure, detail in FIGURES
+        if any(figure(row) is not None for row in report.rows)
+    ]
+    if len(names) > 1:
+        sheets.insert(1, _ratio_sheet(workloads, names))
+    return sheets
 
-    def replayed(self, entry: Measurement) -> dict:
-        """A call that cannot be captured has no time and a reason instead."""
-        try:
-            replay = self.timer.device.capture(entry.call)
-        except RuntimeError as error:
-            return {"not_captured": f"{error}".strip().splitlines()[0]}
-        rounds = self.timer.rounds_in(REPLAYED * self.row_us, entry.us, MOST_COLD)
-        (times,) = self.timer.cold([replay], [rounds])
-        return {"graph_us": median(times.us)}
 
-    def host(self, entry: Measurement) -> dict:
-        calls = self.calls_in(HOST, entry.us, MOST_HOST)
-        return {"return_us": median(self.timer.host_us(entry.call, calls))}
+def by_workload(report: LayerReport) -> list[Workload]:
+    """The rows of each workload that has any, in the order of the run."""
+    found: dict[str, Workload] = defaultdict(dict)
+    for row in report.rows:
+        found[row.uuid][row.solution] = row
+    return [*found.values()]
 
-    def first_launches(self, entries: Sequence[Measurement]) -> None:
-        """All solutions under one profiler: starting it takes longer than the calls."""
-        running = [entry for entry in entries if entry.error is None]
-        found = profile([entry.call for entry in running], PROFILED)
-        for entry, calls in zip(running, found, strict=True):
-            times = [call.first_launch_us for call in calls if call.first_launch_us is not None]
-            entry.times["first_launch_us"] = median(times) if times else None
+
+def solutions_of(report: LayerReport) -> list[str]:
+    """Every solution of the run, those without a time last."""
+    failed = [str(each.key[0]) for each in report.failed]
+    return [*dict.fromkeys([*(row.solution for row in report.rows), *failed])]
+
+
+def ratio_to_best_other(solution: str, workload: Workload) -> float | None:
+    """A solution's cold time over the least of the others; None without either."""
+    others = [row.cold_us for name, row in workload.items() if name != solution]
+    if solution not in workload or not others:
+        return None
+    return workload[solution].cold_us / min(others)
+
+
+def _figure_sheet(
+    title: str,
+    figure: Figure,
+    workloads: Sequence[Workload],
+    solutions: Sequence[str],
+    gpu: Gpu | None,
+    detail: bool,
+) -> Sheet:
+    with_floor = figure is cold
+    headings = [Heading("workload", left=True)]
+    if with_floor:
+        headings += [Heading("experts"), Heading("pairs"), Heading("floor")]
+    headings += [Heading(name) for name in solutions]
+    lines = []
+    for rows in workloads:
+        some = next(iter(rows.values()))
+        line = [Entry(some.workload)]
+        if with_floor:
+            floor = number(some.floor_us(gpu), ",.1f")
+            line += [Entry(t, DIM) for t in (f"{some.active_experts}", f"{some.pairs:,}", floor)]
+        values = [value for row in rows.values() if (value := figure(row)) is not None]
+        best = None if title.endswith(UNRANKED) else min(values, default=None)
+        line += [_entry(rows.get(name), figure, best) for name in solutions]
+        lines.append(line)
+    return Sheet(title, headings, lines, detail=detail)
+
+
+def _entry(row: LayerRow | None, figure: Figure, best: float | None) -> Entry:
+    if row is None:
+        return Entry("failed", FAILED)
+    value = figure(row)
+    waits = "+" if figure is cold and not row.hidden else ""
+    return Entry(number(value, ",.1f") + waits, BEST if value is not None and value == best else "")
+
+
+def _ratio_sheet(workloads: Sequence[Workload], solutions: Sequence[str]) -> Sheet:
+    lines = []
+    for rows in workloads:
+        line = [Entry(next(iter(rows.values())).workload)]
+        for name in solutions:
+            ratio = ratio_to_best_other(name, rows)
+            line.append(Entry(number(ratio, ".3f"), BEST if ratio and ratio < 1 else ""))
+        lines.append(line)
+    headings = [Heading("workload", left=True), *(Heading(name) for name in solutions)]
+    return Sheet("Cold time / the best other solution's", headings, lines)

@@ -13,12 +13,23 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from ..machine import Model
 from .problem import BLOCK, FP8, dequantize
-from .reports import Errors
 
 E4M3_MAX = 448.0
 # atol / rtol: the published tolerance, the contest's, and two that fp8 does not meet
 TOLERANCES = ((0.1, 0.2), (1.0, 0.3), (0.1, 0.05), (0.01, 0.01))
+
+
+class Errors(Model):
+    """Distance of a result from a reference, both taken as real numbers."""
+
+    cosine: float
+    relative_l2: float
+    max_absolute: float
+    max_relative: float
+    matched: dict[str, float]
+    """Share of elements within either tolerance, by `atol / rtol`."""
 
 
 def errors_of(result: torch.Tensor, reference: torch.Tensor) -> Errors:

@@ -26,20 +26,20 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from ..machine import now, provenance
+from ..machine import UNKNOWN, bundle_version, now, provenance
 from ..paths import BadInput
 from ..sheets import DIM, WIDTH, Sheet, escaped, markdown_table, rich_table
-from .reports import DATA, Report, Row, load_all, report_path, resumed, save
+from .store import DATA, Failed, Key, Report, Row, load_all, report_path, resumed, save
 
 NO_GPU = "No CUDA device here: nothing can be measured, these are stored results."
 
 
 @dataclass(frozen=True)
 class Task:
-    """A measurement: `rows`, all but the measured values filled in, are what it will give."""
+    """A measurement, and the keys of the rows that it gives or, failing, does not."""
 
-    rows: list[Row]
-    measure: Callable[[], list[Row]]
+    keys: Sequence[Key]
+    measure: Callable[[], Sequence[Row | Failed]]
 
 
 def report_parser(description: str) -> argparse.ArgumentParser:
@@ -87,11 +87,11 @@ def run_report(
             report = resumed(report, path)
         tasks = plan()
         finished = collect(report, path, tasks, progress_console)
-        status = 1 if any(row.error for row in report.rows) else 0
+        status = 1 if report.failed else 0
         if not finished:
             status = 130
             progress_console.print(f"Interrupted; --resume continues {path}")
-        reports = [report] if report.rows else []
+        reports = [report] if report.rows or report.failed else []
     show(reports, sheets, options.format)
     return status
 
@@ -103,28 +103,35 @@ def collect(report: Report, path: Path, tasks: Sequence[Task], console: Console)
     is until there is something to put in its place.
     """
     done = {row.key for row in report.rows}
-    open_tasks = [task for task in tasks if any(row.key not in done for row in task.rows)]
-    report.planned = len({row.key for task in tasks for row in task.rows} | done)
+    open_tasks = [task for task in tasks if any(key not in done for key in task.keys)]
+    report.planned = len({key for task in tasks for key in task.keys} | done)
+    commit = bundle_version()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     times = (TimeElapsedColumn(), TextColumn("left:"), TimeRemainingColumn())
     with Progress(*columns, *times, console=console) as progress:
         bar = progress.add_task("", total=len(open_tasks))
         for task in open_tasks:
-            progress.update(bar, description=escape(" ".join(map(str, task.rows[0].key[:2]))))
+            progress.update(bar, description=escape(described(task.keys[0])))
+            results: Sequence[Row | Failed]
             try:
-                rows = task.measure()
+                results = task.measure()
             except KeyboardInterrupt:
                 return False
             except Exception as error:  # noqa: BLE001  a solution's failure is a result
                 reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-                rows = [row.model_copy(update={"error": reason}) for row in task.rows]
-                console.print(f"{' '.join(map(str, rows[0].key))}: [red]{escape(reason)}[/]")
-            again = {row.key for row in rows}
-            report.rows = [row for row in report.rows if row.key not in again] + rows
+                results = [Failed(key=key, reason=reason) for key in task.keys]
+            for result in results:
+                if isinstance(result, Failed):
+                    console.print(f"{described(result.key)}: [red]{escape(result.reason)}[/]")
+            report.add([result.model_copy(update={"commit": commit}) for result in results])
             report.provenance.finished = now()
             save(report, path)
             progress.advance(bar)
     return True
+
+
+def described(key: Key) -> str:
+    return " ".join(str(part) for part in key if part is not None)
 
 
 # Printing --------------------------------------------------------------------------------------
@@ -136,22 +143,24 @@ def facts(report: Report) -> list[tuple[str, str]]:
     hardware = source.hardware + (f", driver {source.driver}" if source.driver else "")
     dates = dict.fromkeys(f"{time:%Y-%m-%d %H:%M}" for time in (source.started, source.finished))
     counts = f"{len(report.rows)}"
+    commits = sorted({result.commit for result in (*report.rows, *report.failed)} - {""})
     if report.missing:
         counts += f" of {report.planned}: unfinished, --resume continues"
-    if failed := sum(row.error is not None for row in report.rows):
-        counts += f", {failed} failed"
+    if report.failed:
+        counts += f", {len(report.failed)} more failed"
     return [
         ("hardware", hardware),
         ("libraries", ", ".join(f"{name} {value}" for name, value in source.libs.items())),
         ("flashinfer-bench", source.flashinfer_bench),
         ("measured", f"{' to '.join(dates)} UTC"),
         ("rows", counts),
+        ("bundle", ", ".join(commits) or UNKNOWN),
         ("command", source.command),
     ]
 
 
 def failures(report: Report) -> list[str]:
-    return [f"{' '.join(map(str, row.key))}: {row.error}" for row in report.rows if row.error]
+    return [f"{described(each.key)}: {each.reason}" for each in report.failed]
 
 
 def markdown(report: Report, sheets: Sequence[Sheet]) -> str:

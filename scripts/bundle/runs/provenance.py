@@ -10,8 +10,7 @@ from functools import cache
 
 import torch
 
-from ..machine import UNKNOWN
-from ..paths import ROOT
+from ..machine import UNKNOWN, bundle_version
 from .harness import harness_version
 
 HARNESS, BUNDLE, DRIVER = "flashinfer_bench", "bundle", "driver"
@@ -27,16 +26,6 @@ def facts() -> dict[str, str]:
         driver, sm, memory, power = _query_gpu()
         found |= {DRIVER: driver, CLOCKS: f"SM {sm}, memory {memory}", POWER_LIMIT: power}
     return found
-
-
-def bundle_version() -> str:
-    """The commit, with a + if files of it were changed; unknown in a copy without history."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=12", "--dirty=+",
-               "--exclude=*"]  # fmt: skip
-    try:
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return UNKNOWN
 
 
 def _query_gpu() -> list[str]:

@@ -1,0 +1,9 @@
+"""All kinds of reports, in the order in which the page shows them."""
+
+from .gemm import GemmReport
+from .layer import LayerReport
+from .precision import PrecisionReport
+from .roofline import RooflineReport
+from .stages import StageReport
+
+KINDS = (LayerReport, StageReport, GemmReport, PrecisionReport, RooflineReport)
