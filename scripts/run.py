@@ -22,17 +22,17 @@ from pathlib import Path
 import torch
 from bundle.console import open_output, printable
 from bundle.dataset.loading import check_blobs, describe, load_dataset
-from bundle.dataset.manifest import CONFIG_FILE, Requires, read_config
 from bundle.dataset.packing import pack_in_place, solution_folders
 from bundle.dataset.replicas import prepare
 from bundle.paths import ROOT, BadInput, check_root
 from bundle.runs.cpu_runner import cpu_benchmark
 from bundle.runs.harness import make_config
 from bundle.runs.jobs import Job, run_job, split, unfinished
-from bundle.runs.requirements import Device, current_device, why_not
+from bundle.runs.requirements import Device, current_device
+from bundle.runs.selection import select_jobs
 from bundle.runs.store import check_store
 from flashinfer_bench.bench import Benchmark, BenchmarkConfig
-from flashinfer_bench.data import EvaluationStatus, Solution, Trace, TraceSet
+from flashinfer_bench.data import EvaluationStatus, Trace, TraceSet
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
@@ -44,8 +44,6 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-
-CPU_WORKLOADS = 2
 
 
 def main() -> int:
@@ -177,77 +175,6 @@ def configure(arguments: argparse.Namespace) -> BenchmarkConfig:
         )
     except ValueError as error:
         raise BadInput(str(error)) from error
-
-
-def select_jobs(
-    trace_set: TraceSet, arguments: argparse.Namespace, device: Device, console: Console
-) -> list[Job]:
-    """One job per selected workload; solutions that cannot run here are listed and left out."""
-    definitions = list(trace_set.definitions.values())
-    if arguments.definitions:
-        check_known("--definitions", arguments.definitions, trace_set.definitions)
-        definitions = [d for d in definitions if d.name in arguments.definitions]
-    solutions = [s for d in definitions for s in trace_set.solutions.get(d.name, [])]
-    if arguments.solutions:
-        check_known("--solutions", arguments.solutions, [s.name for s in solutions])
-        solutions = [s for s in solutions if s.name in arguments.solutions]
-    runnable = []
-    for solution in solutions:
-        reason = why_not(requirements_of(solution, trace_set.root), device)
-        if reason is None:
-            runnable.append(solution)
-        else:
-            console.print(f"{solution.name} cannot run here: {escape(reason)}", soft_wrap=True)
-    if not runnable:
-        raise BadInput(f"--solutions: none of {[s.name for s in solutions]} can run here")
-
-    served = dict.fromkeys(solution.definition for solution in runnable)
-    workloads = [row for name in served for row in trace_set.workloads.get(name, [])]
-    if arguments.workloads:
-        wanted = [token for item in arguments.workloads for token in item.split(",")]
-        check_known("--workloads", wanted, [key for row in workloads for key in keys_of(row)])
-        workloads = [row for row in workloads if keys_of(row) & set(wanted)]
-    elif not device.is_cuda:
-        workloads = [row for name in served for row in smallest(trace_set.workloads.get(name, []))]
-    if not workloads:
-        raise BadInput(f"{trace_set.root} has no workloads of {', '.join(served)}")
-    return [
-        Job(
-            trace_set.definitions[row.definition],
-            row,
-            [s for s in runnable if s.definition == row.definition],
-        )
-        for row in workloads
-    ]
-
-
-def check_known(option: str, given: list[str], known) -> None:
-    unknown = [name for name in given if name not in known]
-    if unknown:
-        raise BadInput(
-            f"{option}: expected some of {', '.join(dict.fromkeys(known))}; "
-            f"got {', '.join(unknown)}"
-        )
-
-
-def smallest(workloads: list[Trace]) -> list[Trace]:
-    """The few workloads of one definition that a CPU can be asked to run."""
-    return sorted(workloads, key=lambda row: sum(row.workload.axes.values()))[:CPU_WORKLOADS]
-
-
-def keys_of(row: Trace) -> set[str]:
-    """What selects a workload on the command line."""
-    return {row.workload.uuid, *map(str, row.workload.axes.values())}
-
-
-def requirements_of(solution: Solution, root: Path) -> Requires:
-    """From solution.toml: the dataset's own, or this bundle's for a solution that was packed into
-    another dataset. One that is nothing but JSON tells by its target hardware if it needs CUDA.
-    """
-    for folder in (root / "solutions" / solution.name, ROOT / "solutions" / solution.name):
-        if (folder / CONFIG_FILE).exists():
-            return read_config(folder).requires
-    return Requires(cpu="cpu" in solution.spec.target_hardware)
 
 
 def run_jobs(

@@ -97,9 +97,9 @@ def baseline(bundle):
     finally:
         launcher.close()
     call = trial.calls[-1]
-    number, index, value = call.element
+    number, index, value = call.change
     tensors = [argument for argument in trial.inputs if isinstance(argument, torch.Tensor)]
-    tensors[number].view(-1)[index] = value
+    tensors[number].view(-1)[index : index + len(value)] = value
     return definition, [trial.inputs], [call.expected]
 
 

@@ -33,6 +33,7 @@ from ..probes.roofline import RooflineReport, rates, roofline_sheets
 from ..probes.stage_names import position
 from ..probes.stages import StageReport, stage_sheets
 from ..probes.store import Report
+from ..probes.verification import VerificationReport, verification_sheets
 from ..sheets import Sheet
 from .plots import Plot, Series
 
@@ -202,6 +203,8 @@ def report_sheets(report: Report, folder: Path) -> list[Sheet]:
             return gemm_sheets(report, None, gpu)
         case PrecisionReport():
             return precision_sheets(report)
+        case VerificationReport():
+            return verification_sheets(report)
         case RooflineReport():
             return roofline_sheets(report)
         case _:

@@ -5,5 +5,13 @@ from .layer import LayerReport
 from .precision import PrecisionReport
 from .roofline import RooflineReport
 from .stages import StageReport
+from .verification import VerificationReport
 
-KINDS = (LayerReport, StageReport, GemmReport, PrecisionReport, RooflineReport)
+KINDS = (
+    LayerReport,
+    StageReport,
+    GemmReport,
+    PrecisionReport,
+    VerificationReport,
+    RooflineReport,
+)

@@ -27,10 +27,11 @@ from rich.progress import (
 from rich.text import Text
 
 from ..machine import UNKNOWN, bundle_version, now, provenance
-from ..paths import BadInput
+from ..paths import ROOT, BadInput
 from ..sheets import DIM, WIDTH, Sheet, escaped, markdown_table, rich_table
 from .store import DATA, Failed, Key, Report, Row, load_all, report_path, resumed, save
 
+CPU_DATA = ROOT / "build" / "data"
 NO_GPU = "No CUDA device here: nothing can be measured, these are stored results."
 
 
@@ -69,6 +70,9 @@ def run_report(
     """
     progress_console = Console(stderr=True, highlight=False, soft_wrap=True)
     status = 0
+    out = options.out
+    if out == DATA and not torch.cuda.is_available() and not options.show:
+        out = CPU_DATA  # a machine without a GPU has no place among the published ones
     if options.show or not (measures_on_cpu or torch.cuda.is_available()):
         if not options.show:
             progress_console.print(NO_GPU)
@@ -82,7 +86,7 @@ def run_report(
         lasting = [argument for argument in arguments if argument != "--resume"]
         command = shlex.join(["python", f"scripts/{kind.script}", *lasting])
         report = kind(provenance=provenance(command), planned=0)
-        path = report_path(options.out, kind, report.provenance.hardware)
+        path = report_path(out, kind, report.provenance.hardware)
         if options.resume:
             report = resumed(report, path)
         tasks = plan()

@@ -32,10 +32,10 @@ from flashinfer_bench.data import (
 
 from ..sandbox.confinement import hide_memory
 from ..sandbox.launcher import Launcher, LauncherError
-from ..sandbox.solution_process import Failure, Limits, SolutionProcess, Subject
+from ..sandbox.solution_process import Change, Failure, Limits, SolutionProcess, Subject
 from .harness import Runner, Settings, benchmark_with, evaluation, output_specs, settings_for
 from .judge import Verdict, WrongNumbers, check_inputs
-from .trials import Element, Trial, draw_inputs, make_calls, moved, tensors_of
+from .trials import Trial, draw_inputs, make_calls, moved, tensors_of
 
 DEVICE = "cpu"
 MEMORY_SHARE = 0.75
@@ -161,11 +161,11 @@ def build_baseline(
 
 
 def call_reference(
-    process: SolutionProcess, given: list[torch.Tensor], element: Element
+    process: SolutionProcess, given: list[torch.Tensor], change: Change
 ) -> tuple[list[torch.Tensor], float]:
     """Outputs and seconds with one element changed, which is put back."""
-    result = process.call(element)
-    process.put_back(element, given)
+    result = process.call(change)
+    process.put_back(change, given)
     return result
 
 
@@ -230,8 +230,8 @@ def run_trial(
     process.give(trial.inputs)
     seconds = []
     for call in trial.calls:
-        outputs, took = process.call(call.element)
-        check_inputs(names, process.inputs, tensors_of(trial.inputs), call.element)
+        outputs, took = process.call(call.change)
+        check_inputs(names, process.inputs, tensors_of(trial.inputs), call.change)
         verdict.add(list(definition.outputs), outputs, call, settings)
         seconds.append(took)
     return seconds[-settings.iterations :]

@@ -9,9 +9,9 @@ import torch
 from flashinfer_bench.data import Correctness, EvaluationStatus
 
 from ..sandbox.poison import never_written
-from ..sandbox.solution_process import Failure
+from ..sandbox.solution_process import Change, Failure
 from .harness import Settings, error_stats
-from .trials import Call, Element, moved
+from .trials import Call, moved
 
 FOLLOWED = 0.5
 """Share of the elements moved by a change that must have followed it. An output from memory has
@@ -104,16 +104,17 @@ def check_inputs(
     names: Sequence[str],
     seen: Sequence[torch.Tensor],
     given: Sequence[torch.Tensor],
-    element: Element,
+    change: Change,
 ) -> None:
-    """Raises Failure if the inputs, after a call, are not what was given but for `element`.
+    """Raises Failure if the inputs, after a call, are not what was given but for `change`.
 
-    Puts the element back: `seen` then holds what was given.
+    Undoes the change: `seen` then holds what was given.
     """
-    number, index, value = element
-    changed = seen[number].view(-1)
-    intact = _equal_bytes(changed[index : index + 1], value[None])
-    changed[index] = given[number].view(-1)[index]
+    number, index, values = change
+    part = slice(index, index + len(values))
+    changed = seen[number].view(-1)[part]
+    intact = _equal_bytes(changed, values)
+    changed.copy_(given[number].view(-1)[part])
     for name, mine, before in zip(names, seen, given, strict=True):
         if not _equal_bytes(mine, before) or (mine is seen[number] and not intact):
             raise Failure(EvaluationStatus.RUNTIME_ERROR, f"changed its input {name}")

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from flashinfer_bench.data import Definition, Workload
 
+from ..sandbox.solution_process import Change
 from .harness import Settings, fresh_inputs
 
 ATTEMPTS = 8
@@ -25,27 +26,25 @@ FACTOR = 16.0
 """By how much a changed element exceeds its tensor: enough to show in a sum of thousands."""
 FP8_VALUE = 96.0
 
-Element = tuple[int, int, torch.Tensor]
-"""(number of the input tensor, flat index, new value as a 0-d tensor of its dtype)."""
-Reference = Callable[[Element], tuple[list[torch.Tensor], float]]
+Reference = Callable[[Change], tuple[list[torch.Tensor], float]]
 
 
 @dataclass(frozen=True)
 class Call:
     """One call of a trial: what is changed for it, and what has to come out."""
 
-    element: Element
+    change: Change
     name: str
-    """Of the input that is changed."""
+    """Of the input that is changed; empty in the first call, which changes none."""
     expected: list[torch.Tensor]
     visible: list[torch.Tensor]
-    """Per output, which elements the change has moved since the call before; none in the first."""
+    """Per output, which elements the change moves beyond the tolerances; none in the first call."""
 
 
 @dataclass(frozen=True)
 class Trial:
     inputs: list[Any]
-    """As given at the start; each call changes one element of these, not of the last call's."""
+    """As given at the start; each call changes these, not what the last call had."""
     calls: list[Call]
 
 
@@ -59,36 +58,49 @@ def draw_inputs(definition: Definition, workload: Workload, root: Path) -> list[
     return fresh_inputs(definition, workload, root)
 
 
+def unchanged_call(tensors: Sequence[torch.Tensor], reference: Reference) -> tuple[Call, float]:
+    """A call with the inputs as they are, and the seconds that the reference took."""
+    nothing = (0, 0, tensors[0].view(-1)[:0])
+    expected, seconds = reference(nothing)
+    visible = [torch.zeros(output.shape, dtype=torch.bool) for output in expected]
+    return Call(nothing, "", expected, visible), seconds
+
+
+def changed_call(
+    name: str, change: Change, unchanged: Call, reference: Reference, settings: Settings
+) -> tuple[Call, float]:
+    """A call with one change, and the seconds that the reference took."""
+    expected, seconds = reference(change)
+    visible = [
+        moved(old, new, settings) for old, new in zip(unchanged.expected, expected, strict=True)
+    ]
+    return Call(change, name, expected, visible), seconds
+
+
 def make_calls(
     definition: Definition,
     inputs: Sequence[Any],
     settings: Settings,
     reference: Reference,
 ) -> tuple[list[Call], list[float]]:
-    """The calls of a trial, each after another change, and the seconds the reference took for each.
+    """The calls of a trial, and the seconds that the reference took for each.
 
-    There are at least two: one call alone would show no change. The last `iterations` are timed.
-    reference: calls it with one element changed. Where no change shows, as with tokens that have no
-    local expert, the call has no visible element: there is nothing that could be kept either.
+    The first, a warm-up, has the inputs as they are; each other has one element changed. The last
+    `iterations` are timed. Where no change shows, as with tokens that have no local expert, the
+    call has no visible element: there is nothing that could be kept either.
     """
-    names = [
-        name
-        for name, value in zip(definition.inputs, inputs, strict=True)
-        if isinstance(value, torch.Tensor)
-    ]
-    numbers = _candidates(definition, names, tensors_of(inputs))
-    calls: list[Call] = []
-    seconds: list[float] = []
-    for position in range(max(settings.warmup_runs + settings.iterations, 2)):
+    candidates = _candidates(definition, inputs)
+    tensors = tensors_of(inputs)
+    unchanged, took = unchanged_call(tensors, reference)
+    calls, seconds = [unchanged], [took]
+    for position in range(max(settings.warmup_runs, 1) - 1 + settings.iterations):
         for attempt in range(ATTEMPTS):
-            number = numbers[(position + attempt) % len(numbers)]
-            element = change_element(tensors_of(inputs), number)
-            expected, took = reference(element)
-            before = calls[-1].expected if calls else expected
-            visible = [moved(*pair, settings) for pair in zip(before, expected, strict=True)]
-            if not calls or all(map(_enough, visible)):
+            name, number = candidates[(position + attempt) % len(candidates)]
+            change = change_element(tensors, number)
+            call, took = changed_call(name, change, unchanged, reference, settings)
+            if all(map(_enough, call.visible)):
                 break
-        calls.append(Call(element, names[number], expected, visible))
+        calls.append(call)
         seconds.append(took)
     return calls, seconds
 
@@ -100,7 +112,7 @@ def moved(old: torch.Tensor, new: torch.Tensor, settings: Settings) -> torch.Ten
     return (difference > settings.atol) & (difference > settings.rtol * (new.abs() + 1e-8))
 
 
-def change_element(tensors: Sequence[torch.Tensor], number: int) -> Element:
+def change_element(tensors: Sequence[torch.Tensor], number: int) -> Change:
     """A large value for a random element of tensor `number`."""
     tensor = tensors[number]
     index = secrets.randbelow(tensor.numel())
@@ -110,31 +122,50 @@ def change_element(tensors: Sequence[torch.Tensor], number: int) -> Element:
         value = FP8_VALUE * spread
     else:
         value = FACTOR * spread * max(tensor.abs().max().item(), 1.0)
-    return number, index, torch.tensor(sign * value).to(tensor.dtype)
+    return number, index, torch.tensor([sign * value]).to(tensor.dtype)
+
+
+def negate_part(tensors: Sequence[torch.Tensor], number: int) -> Change:
+    """The opposite values for a random part of tensor `number`: an expert, of weights."""
+    tensor = tensors[number]
+    size = tensor[0].numel()
+    index = size * secrets.randbelow(tensor.shape[0])
+    part = tensor.view(-1)[index : index + size]
+    return number, index, (-part.float()).to(tensor.dtype)
 
 
 def _enough(visible: torch.Tensor) -> bool:
     return int(visible.sum()) >= min(VISIBLE, max(visible.numel() // 8, 1))
 
 
-def _candidates(
-    definition: Definition, names: Sequence[str], tensors: Sequence[torch.Tensor]
-) -> list[int]:
-    """The floating-point inputs that may be changed, in random order.
+def changeable(definition: Definition, inputs: Sequence[Any]) -> dict[str, int]:
+    """The floating-point inputs by name, with their numbers among the tensors."""
+    names = [
+        name
+        for name, value in zip(definition.inputs, inputs, strict=True)
+        if isinstance(value, torch.Tensor)
+    ]
+    return {
+        name: number
+        for number, (name, tensor) in enumerate(zip(names, tensors_of(inputs), strict=True))
+        if tensor.is_floating_point() and tensor.numel()
+    }
+
+
+def _candidates(definition: Definition, inputs: Sequence[Any]) -> list[tuple[str, int]]:
+    """The inputs of which an element may be changed, with their numbers, in random order.
 
     Those with a variable axis (tokens) if there are any: of the others, weights, a call with few
     tokens may not read the element at all.
     """
-    floating = [
-        number
-        for number, tensor in enumerate(tensors)
-        if tensor.is_floating_point() and tensor.numel()
-    ]
+    floating = changeable(definition, inputs)
     variable = set(definition.var_axes)
-    of_tokens = [
-        number for number in floating if variable & set(definition.inputs[names[number]].shape)
-    ]
-    numbers = of_tokens or floating
-    if not numbers:
+    of_tokens = {
+        name: number
+        for name, number in floating.items()
+        if variable & set(definition.inputs[name].shape)
+    }
+    candidates = list((of_tokens or floating).items())
+    if not candidates:
         raise ValueError(f"{definition.name}: expected a floating-point input, found none")
-    return sorted(numbers, key=lambda _: secrets.randbits(32))
+    return sorted(candidates, key=lambda _: secrets.randbits(32))

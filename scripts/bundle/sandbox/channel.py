@@ -31,9 +31,15 @@ ADD_SEALS, SEAL_SEAL, SEAL_SHRINK, SEAL_GROW = 1033, 1, 2, 4
 class Command(IntEnum):
     BUILD = 0
     CALL = 1
-    """Call the solution `number` times; the outputs are the last call's."""
+    """Call the solution once; on a GPU under a stream of its own if `number` is 1."""
     END = 2
     """Answer with the number of Python threads that are left, and exit."""
+    LOAD = 3
+    """Take the arguments from the shared memory. Where they are used in place, nothing to do."""
+    FETCH = 4
+    """Put the arguments back there, as they are now."""
+    TIME = 5
+    """Call it `number` times, and answer with the mean time in ns by this process's own clock."""
 
 
 class Outcome(IntEnum):
@@ -50,7 +56,7 @@ class Outcome(IntEnum):
 class Request:
     nonce: bytes
     command: Command
-    number: int = 1
+    number: int = 0
 
     def pack(self) -> bytes:
         return REQUEST.pack(self.nonce, self.command, self.number)
@@ -90,6 +96,11 @@ class Slot:
     """Of torch, without its prefix: bfloat16."""
     shape: tuple[int, ...]
     offset: int
+
+    @classmethod
+    def of(cls, fields: dict) -> Slot:
+        """From its fields as JSON gives them."""
+        return cls(**{**fields, "shape": tuple(fields["shape"])})
 
     @property
     def torch_dtype(self) -> torch.dtype:

@@ -8,10 +8,12 @@ and at its own clock. `solution` is the seam for devices that are emulated: see 
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -47,6 +49,8 @@ class Order:
     scalars: list[Any]
     """As long as `inputs`; None for a tensor."""
     outputs: list[Slot]
+    change: Slot
+    """Where what has changed for a call stands, see `CHANGE`."""
     memory_limit: int | None
     """Bytes of private memory; None: unlimited."""
     confined: bool
@@ -61,8 +65,8 @@ class Order:
     def from_json(cls, text: bytes) -> Order:
         fields = json.loads(text)
         for name in ("inputs", "outputs"):
-            fields[name] = [slot and Slot(**{**slot, "shape": tuple(slot["shape"])})
-                            for slot in fields[name]]  # fmt: skip
+            fields[name] = [slot and Slot.of(slot) for slot in fields[name]]
+        fields["change"] = Slot.of(fields["change"])
         return cls(**fields)
 
 
@@ -77,7 +81,12 @@ class WrongOutput(Exception):
 def serve(connection: socket.socket, order: Order, memory: int) -> None:
     """Answer requests until told to end; never returns."""
     me = os.getpid()
-    contestant = _Contestant(order, memory)
+    if order.device == "cpu":
+        contestant = Contestant(order, memory)
+    else:
+        from .gpu_contestant import GpuContestant
+
+        contestant = GpuContestant(order, memory)
     while True:
         message = connection.recv(REQUEST.size)
         if not message:  # the parent has gone
@@ -120,8 +129,8 @@ def report(error: BaseException) -> str:
     return line
 
 
-class _Contestant:
-    """The callable and its arguments."""
+class Contestant:
+    """The callable and its arguments, on a CPU: it works on the shared memory in place."""
 
     def __init__(self, order: Order, memory: int) -> None:
         self.order = order
@@ -136,7 +145,13 @@ class _Contestant:
             if request.command is Command.BUILD:
                 self.build()
             elif request.command is Command.CALL:
-                self.call(request.number)
+                self.call(bool(request.number))
+            elif request.command is Command.LOAD:
+                self.load()
+            elif request.command is Command.FETCH:
+                self.fetch()
+            elif request.command is Command.TIME:
+                number = self.time(request.number)
             else:
                 self.check_integrity()
                 number = threading.active_count() - 1
@@ -170,29 +185,60 @@ class _Contestant:
         if names := replaced(self.intact):
             raise WrongOutput(Outcome.RUNTIME_ERROR, f"replaced {', '.join(names[:8])}")
 
-    def call(self, times: int) -> None:
-        """Call it `times` times on the arguments in the shared memory.
+    def load(self) -> None:
+        """The arguments are used where they are."""
+
+    def fetch(self) -> None:
+        """The arguments are where they were."""
+
+    def call(self, own_stream: bool) -> None:
+        """Call it once on the arguments in the shared memory.
 
         Outputs are new tensors, copied as soon as the solution returns: it cannot write them later.
         """
+        inputs, outputs, _ = self.shared()
+        with torch.no_grad():
+            results = self.results(self.arguments(inputs), [poisoned_like(o) for o in outputs])
+            self.deliver(results, outputs)
+
+    def time(self, calls: int) -> int:
+        """Mean ns of a call by this process's clock."""
+        inputs, outputs, _ = self.shared()
+        nanoseconds = 0.0
+        with torch.no_grad():
+            for _ in range(calls):
+                arguments, results = self.arguments(inputs), [poisoned_like(o) for o in outputs]
+                start = time.perf_counter()
+                self.results(arguments, results)
+                nanoseconds += (time.perf_counter() - start) * 1e9
+        return in_range(nanoseconds / calls)
+
+    def shared(self) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor]:
+        """Inputs, outputs and the note of what has changed, in the shared memory."""
         slots = [slot for slot in self.order.inputs if slot is not None]
-        tensors = open_tensors(self.memory, [*slots, *self.order.outputs])
-        outputs = tensors[len(slots) :]
-        remaining = iter(tensors)
-        arguments = [
+        tensors = open_tensors(self.memory, [*slots, *self.order.outputs, self.order.change])
+        return tensors[: len(slots)], tensors[len(slots) : -1], tensors[-1]
+
+    def arguments(self, inputs: Sequence[torch.Tensor]) -> list[Any]:
+        """The definition's arguments: these tensors, and the scalars between them."""
+        remaining = iter(inputs)
+        return [
             value if slot is None else next(remaining)
             for slot, value in zip(self.order.inputs, self.order.scalars, strict=True)
         ]
-        with torch.no_grad():
-            for _ in range(times):
-                if self.takes_outputs:
-                    results = [poisoned_like(output) for output in outputs]
-                    self.function(*arguments, *results)
-                else:
-                    results = self._as_tensors(self.function(*arguments))
-            for slot, output, value in zip(self.order.outputs, outputs, results, strict=True):
-                _check(slot, value)
-                output.copy_(value)
+
+    def results(self, arguments: list[Any], outputs: list[torch.Tensor]) -> list[torch.Tensor]:
+        """What one call gives; `outputs` if it takes them."""
+        if self.takes_outputs:
+            self.function(*arguments, *outputs)
+            return outputs
+        return self._as_tensors(self.function(*arguments))
+
+    def deliver(self, results: list[torch.Tensor], outputs: list[torch.Tensor]) -> None:
+        """Check kind and shape of what came out, and copy it into `outputs`."""
+        for slot, output, value in zip(self.order.outputs, outputs, results, strict=True):
+            _check(slot, value)
+            output.copy_(value)
 
     def _as_tensors(self, result: Any) -> list[torch.Tensor]:
         """What was returned, one tensor per output; raises WrongOutput for anything else."""
@@ -215,7 +261,7 @@ class _Contestant:
                     Outcome.RUNTIME_ERROR,
                     f"returned a {type(value).__name__}, expected a tensor for {name}",
                 )
-        return normalize_result(self.definition, result, "cpu")
+        return normalize_result(self.definition, result, self.order.device)
 
 
 def _check(slot: Slot, value: torch.Tensor) -> None:
@@ -230,8 +276,19 @@ def _check(slot: Slot, value: torch.Tensor) -> None:
         )
 
 
-def enter(folder: Path) -> None:
-    """Make `folder` this process's home, working folder and place for temporary files."""
+def in_range(nanoseconds: float) -> int:
+    """As an answer's number: what a patched clock says may be anything."""
+    if not math.isfinite(nanoseconds):
+        return 0
+    return int(min(max(nanoseconds, 0), (1 << 32) - 1))
+
+
+def enter(folder: Path, confined: bool) -> None:
+    """Work in `folder`, build there and, if confined, have it for a home.
+
+    Compilers for a GPU keep what they have compiled at home, which costs minutes.
+    """
     os.chdir(folder)
-    for name in ("HOME", "TMPDIR", "XDG_CACHE_HOME", "FIB_CACHE_PATH", "TRITON_HOME"):
+    places = ("HOME", "TMPDIR", "XDG_CACHE_HOME", "TRITON_HOME") if confined else ()
+    for name in ("FIB_CACHE_PATH", *places):
         os.environ[name] = str(folder)

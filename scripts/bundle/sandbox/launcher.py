@@ -163,7 +163,7 @@ def _become_solution(launcher: socket.socket, descriptors: list[int], folder: Pa
                                            .rstrip(b"\0"))  # fmt: skip
         os.close(order_memory)
         os.close(log)
-        contestant.enter(folder) if order.confined else os.chdir(folder)
+        contestant.enter(folder, order.confined)
         confinement.limit_resources(order.memory_limit)
         confinement.drop_ptrace()
         if order.confined:

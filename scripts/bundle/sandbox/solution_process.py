@@ -40,6 +40,10 @@ MAX_PROCESSES = 256
 LAST_WORDS_SECONDS = 0.25
 """For a forked copy to come back, or a left-over thread to end the process, after the last call."""
 GIB = 1 << 30
+CHANGE = ("change", torch.int64, (3,))
+"""In the shared memory: number of the input tensor, first element and count of what has changed."""
+Change = tuple[int, int, torch.Tensor]
+"""(number of the input tensor, flat index, new values in a row from there on)."""
 
 
 @dataclass(frozen=True)
@@ -115,12 +119,13 @@ class SolutionProcess:
             for name, value in zip(names, arguments, strict=True)
             if isinstance(value, torch.Tensor)
         ]
-        slots, size = lay_out([*tensors, *outputs])
+        slots, size = lay_out([*tensors, *outputs, CHANGE])
         self._memory = create_memory(size)
         mapped = open_tensors(self._memory, slots)
         self.inputs = mapped[: len(tensors)]
         """The tensors among the arguments, as the solution sees them."""
-        self.outputs = mapped[len(tensors) :]
+        self.outputs = mapped[len(tensors) : -1]
+        self._change = mapped[-1]
         of_inputs = iter(slots)
         is_tensor = [isinstance(value, torch.Tensor) for value in arguments]
         self._order = Order(
@@ -132,7 +137,8 @@ class SolutionProcess:
                 None if tensor else value
                 for tensor, value in zip(is_tensor, arguments, strict=True)
             ],
-            outputs=slots[len(tensors) :],
+            outputs=slots[len(tensors) : -1],
+            change=slots[-1],
             memory_limit=limits.memory_bytes,
             confined=device == "cpu",
             device=device,
@@ -182,27 +188,40 @@ class SolutionProcess:
         given = [value for value in arguments if isinstance(value, torch.Tensor)]
         for mine, value in zip(self.inputs, given, strict=True):
             mine.copy_(value)
+        self._ask(Command.LOAD)
 
-    def put_back(self, element: tuple, given: Sequence[torch.Tensor]) -> None:
-        """Undo the change of an element; `given` holds the tensors as they were."""
-        number, index, _ = element
-        self.inputs[number].view(-1)[index] = given[number].view(-1)[index]
+    def fetch(self) -> None:
+        """Have the arguments in the shared memory as they are now in the solution's."""
+        self._ask(Command.FETCH)
 
-    def call(self, element: tuple[int, int, torch.Tensor] | None = None) -> tuple[list, float]:
+    def put_back(self, change: Change, given: Sequence[torch.Tensor]) -> None:
+        """Undo a change; `given` holds the tensors as they were."""
+        number, index, values = change
+        part = slice(index, index + len(values))
+        self.inputs[number].view(-1)[part] = given[number].view(-1)[part]
+
+    def call(self, change: Change, own_stream: bool = False) -> tuple[list[torch.Tensor], float]:
         """Poison the outputs, call once, and return copies of the outputs and the seconds it took.
 
-        element: (number of the input tensor, flat index, value) to be changed after the clock was
-        started. The clock stops when the outputs are copied: what is written later comes too late.
+        change: made after the clock was started. The clock stops when the outputs are copied: what
+        is written later comes too late. own_stream: on a GPU, whether a stream other than the
+        default one is current.
         """
         for output in self.outputs:
             poison(output)
         start = time.perf_counter()
-        if element is not None:
-            number, index, value = element
-            self.inputs[number].view(-1)[index] = value
-        self._ask(Command.CALL)
+        number, index, values = change
+        self.inputs[number].view(-1)[index : index + len(values)] = values
+        self._change[:] = torch.tensor([number, index, len(values)])
+        self._ask(Command.CALL, int(own_stream))
         copies = [output.clone() for output in self.outputs]
         return copies, time.perf_counter() - start
+
+    def time(self, calls: int) -> tuple[float, float]:
+        """Seconds per call by this process's clock, and as the solution's process claims."""
+        start = time.perf_counter()
+        answer = self._ask(Command.TIME, calls)
+        return (time.perf_counter() - start) / calls, answer.number * 1e-9
 
     def end(self) -> None:
         """Let the process end; a last look for forked copies and threads that spoil the end."""
@@ -227,7 +246,7 @@ class SolutionProcess:
         """The processes that the solution has started and that still run."""
         return len(set(descendants(self.launcher.process.pid)) - {self.pid})
 
-    def _ask(self, command: Command, number: int = 1) -> Answer:
+    def _ask(self, command: Command, number: int = 0) -> Answer:
         """Send a request and return its answer; raises Failure for anything else."""
         request = Request(secrets.token_bytes(16), command, number)
         try:

@@ -1,0 +1,91 @@
+"""What a command line asks to be run, out of what a dataset has and this machine can run."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from flashinfer_bench.data import Solution, Trace, TraceSet
+from rich.console import Console
+from rich.markup import escape
+
+from ..dataset.manifest import CONFIG_FILE, Requires, read_config
+from ..paths import ROOT, BadInput
+from .jobs import Job
+from .requirements import Device, why_not
+
+CPU_WORKLOADS = 2
+
+
+def select_jobs(
+    trace_set: TraceSet, arguments: argparse.Namespace, device: Device, console: Console
+) -> list[Job]:
+    """One job per selected workload; solutions that cannot run here are listed and left out.
+
+    arguments: with `definitions`, `solutions` and `workloads`, each a list of strings or None.
+    """
+    definitions = list(trace_set.definitions.values())
+    if arguments.definitions:
+        check_known("--definitions", arguments.definitions, trace_set.definitions)
+        definitions = [d for d in definitions if d.name in arguments.definitions]
+    solutions = [s for d in definitions for s in trace_set.solutions.get(d.name, [])]
+    if arguments.solutions:
+        check_known("--solutions", arguments.solutions, [s.name for s in solutions])
+        solutions = [s for s in solutions if s.name in arguments.solutions]
+    runnable = []
+    for solution in solutions:
+        reason = why_not(requirements_of(solution, trace_set.root), device)
+        if reason is None:
+            runnable.append(solution)
+        else:
+            console.print(f"{solution.name} cannot run here: {escape(reason)}", soft_wrap=True)
+    if not runnable:
+        raise BadInput(f"--solutions: none of {[s.name for s in solutions]} can run here")
+
+    served = dict.fromkeys(solution.definition for solution in runnable)
+    workloads = [row for name in served for row in trace_set.workloads.get(name, [])]
+    if arguments.workloads:
+        wanted = [token for item in arguments.workloads for token in item.split(",")]
+        check_known("--workloads", wanted, [key for row in workloads for key in keys_of(row)])
+        workloads = [row for row in workloads if keys_of(row) & set(wanted)]
+    elif not device.is_cuda:
+        workloads = [row for name in served for row in smallest(trace_set.workloads.get(name, []))]
+    if not workloads:
+        raise BadInput(f"{trace_set.root} has no workloads of {', '.join(served)}")
+    return [
+        Job(
+            trace_set.definitions[row.definition],
+            row,
+            [s for s in runnable if s.definition == row.definition],
+        )
+        for row in workloads
+    ]
+
+
+def check_known(option: str, given: list[str], known) -> None:
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        raise BadInput(
+            f"{option}: expected some of {', '.join(dict.fromkeys(known))}; "
+            f"got {', '.join(unknown)}"
+        )
+
+
+def smallest(workloads: list[Trace]) -> list[Trace]:
+    """The few workloads of one definition that a CPU can be asked to run."""
+    return sorted(workloads, key=lambda row: sum(row.workload.axes.values()))[:CPU_WORKLOADS]
+
+
+def keys_of(row: Trace) -> set[str]:
+    """What selects a workload on the command line."""
+    return {row.workload.uuid, *map(str, row.workload.axes.values())}
+
+
+def requirements_of(solution: Solution, root: Path) -> Requires:
+    """From solution.toml: the dataset's own, or this bundle's for a solution that was packed into
+    another dataset. One that is nothing but JSON tells by its target hardware if it needs CUDA.
+    """
+    for folder in (root / "solutions" / solution.name, ROOT / "solutions" / solution.name):
+        if (folder / CONFIG_FILE).exists():
+            return read_config(folder).requires
+    return Requires(cpu="cpu" in solution.spec.target_hardware)

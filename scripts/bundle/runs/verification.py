@@ -1,0 +1,174 @@
+"""Does a solution compute what it is given, when it is called, and as fast as it seems?
+
+The harness on CUDA runs all solutions in one process and believes that process's clock. Here every
+solution has a process of its own, in which nothing but it can be harmed, and this one checks:
+
+* Each input in turn changes, at the same address, behind work that the solution has to wait for:
+  outputs kept from an earlier call, weights prepared once, and work on streams that wait for
+  nothing show as wrong numbers. Outputs are poisoned, and copied as soon as the solution returns.
+* Afterwards the inputs are still what they were, no process is left, no clock and no check of the
+  harness replaced.
+* The time by the solution's own clock is about the time by this process's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from flashinfer_bench.data import Definition, EvaluationStatus, Solution, Workload
+
+from ..sandbox.launcher import Launcher
+from ..sandbox.solution_process import Change, Failure, Limits, SolutionProcess, Subject
+from .harness import Settings, output_specs
+from .judge import Verdict, check_inputs
+from .trials import (
+    ATTEMPTS,
+    Call,
+    change_element,
+    changeable,
+    changed_call,
+    draw_inputs,
+    negate_part,
+    tensors_of,
+    unchanged_call,
+)
+
+ROUNDS = 2
+"""How often each input changes; in the second round on a GPU under a stream of its own."""
+TIMED_CALLS = 20
+CLOCK_SHARE = 0.5
+"""The least share of the time seen from outside that a solution's own clock may show."""
+CLOCK_SECONDS = 100e-6
+"""What a call may take on top, seen from outside: messages, waiting for the GPU."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One workload's inputs, changes and expected outputs, for all solutions."""
+
+    definition: Definition
+    settings: Settings
+    device: str
+    inputs: list
+    calls: list[Call]
+
+
+@dataclass
+class Findings:
+    """What was seen of one solution."""
+
+    problem: str | None = None
+    """Why it is not to be trusted, or fails; None if nothing was found."""
+    calls: int = 0
+    matched_ratio: float = 1.0
+    """The least share of elements within the tolerances."""
+    seen_us: float | None = None
+    """Of one call, by the clock of the process that verifies."""
+    claimed_us: float | None = None
+    """Of one call, by the clock of the solution's process."""
+    verdict: Verdict = field(default_factory=Verdict)
+
+
+def make_plan(
+    definition: Definition,
+    workload: Workload,
+    root: Path,
+    settings: Settings,
+    launcher: Launcher,
+    limits: Limits,
+    device: str,
+) -> Plan:
+    """Draw inputs, choose changes that show, and have the reference compute what is expected.
+
+    Raises Failure if the reference fails.
+    """
+    inputs = draw_inputs(definition, workload, root)
+    given = tensors_of(inputs)
+    outputs = output_specs(definition, inputs)
+    subject = Subject(definition, lean="def dequantize_weights" in definition.reference)
+    names = changeable(definition, inputs)
+    with SolutionProcess(launcher, subject, inputs, outputs, limits, device) as process:
+        process.build()
+        process.give(inputs)
+
+        def reference(change: Change) -> tuple[list[torch.Tensor], float]:
+            result = process.call(change)
+            process.put_back(change, given)
+            return result
+
+        unchanged, _ = unchanged_call(given, reference)
+        calls = [unchanged]
+        for name, number in [*names.items()] * ROUNDS:
+            is_of_tokens = set(definition.var_axes) & set(definition.inputs[name].shape)
+            large = not is_of_tokens and given[number][0].numel() > 1
+            for _ in range(ATTEMPTS):
+                change = (negate_part if large else change_element)(given, number)
+                call, _ = changed_call(name, change, unchanged, reference, settings)
+                if any(part.any() for part in call.visible):
+                    calls.append(call)
+                    break
+    return Plan(definition, settings, device, inputs, calls)
+
+
+def verify(plan: Plan, solution: Solution, launcher: Launcher, limits: Limits) -> Findings:
+    """Run all checks on one solution, in a process of its own, until one finds something."""
+    found = Findings()
+    specs = output_specs(plan.definition, plan.inputs)
+    subject = Subject(plan.definition, solution)
+    process = SolutionProcess(launcher, subject, plan.inputs, specs, limits, plan.device)
+    try:
+        with process:
+            _run_checks(process, plan, found)
+    except Failure as failure:
+        found.problem = f"{failure.status.value}: {failure.message}"
+    found.matched_ratio = found.verdict.matched_ratio
+    return found
+
+
+def _run_checks(process: SolutionProcess, plan: Plan, found: Findings) -> None:
+    """Raises Failure at the first thing that is wrong."""
+    given = tensors_of(plan.inputs)
+    names = tensor_names(plan.definition, plan.inputs)
+    outputs = list(plan.definition.outputs)
+    process.build()
+    process.give(plan.inputs)
+    for number, call in enumerate(plan.calls):
+        own_stream = number >= len(plan.calls) // ROUNDS
+        results, _ = process.call(call.change, own_stream)
+        if plan.device == "cpu":
+            check_inputs(names, process.inputs, given, call.change)
+        else:
+            process.put_back(call.change, given)
+        found.verdict.add(outputs, results, call, plan.settings)
+        found.calls += 1
+    _check_clock(process, found)
+    process.fetch()
+    nothing = (0, 0, given[0].view(-1)[:0])
+    check_inputs(names, process.inputs, given, nothing)
+    if left := process.left_behind:
+        raise Failure(EvaluationStatus.RUNTIME_ERROR, f"left {left} process(es) running")
+    process.end()
+
+
+def _check_clock(process: SolutionProcess, found: Findings) -> None:
+    """Raises Failure if the solution's clock shows much less than this process's."""
+    process.time(2)
+    seen, claimed = process.time(TIMED_CALLS)
+    found.seen_us, found.claimed_us = seen * 1e6, claimed * 1e6
+    if claimed < CLOCK_SHARE * (seen - CLOCK_SECONDS):
+        raise Failure(
+            EvaluationStatus.RUNTIME_ERROR,
+            f"by its own clock a call takes {found.claimed_us:.1f} us, seen from outside "
+            f"{found.seen_us:.1f} us",
+        )
+
+
+def tensor_names(definition: Definition, inputs: Sequence) -> list[str]:
+    return [
+        name
+        for name, value in zip(definition.inputs, inputs, strict=True)
+        if isinstance(value, torch.Tensor)
+    ]

@@ -1,0 +1,75 @@
+"""The solution's side on a GPU: every call is preceded by waiting work on the current stream.
+
+The argument that changes is written on the current stream behind a kernel that takes longer than
+the launches of any layer. Work on another stream that does not wait for it reads the old value, and
+what is launched after the solution has returned comes after the copy of the outputs.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .contestant import Contestant, Order, in_range
+from .poison import poisoned_like
+
+SLEEP_CYCLES = 40_000_000
+"""About 20 ms, for the host to have launched everything meanwhile."""
+
+
+class GpuContestant(Contestant):
+    """Keeps the arguments in the GPU's memory, at the same addresses for all calls."""
+
+    def __init__(self, order: Order, memory: int) -> None:
+        super().__init__(order, memory)
+        self.on_device: list[torch.Tensor] = []
+
+    def load(self) -> None:
+        inputs, _, _ = self.shared()
+        if not self.on_device:
+            self.on_device = [torch.empty_like(x, device=self.order.device) for x in inputs]
+        for mine, value in zip(self.on_device, inputs, strict=True):
+            mine.copy_(value)
+        torch.cuda.synchronize()
+
+    def fetch(self) -> None:
+        inputs, _, _ = self.shared()
+        for value, mine in zip(inputs, self.on_device, strict=True):
+            value.copy_(mine)
+
+    def call(self, own_stream: bool) -> None:
+        inputs, outputs, change = self.shared()
+        number, index, count = change.tolist()
+        part = slice(index, index + count)
+        target = self.on_device[number].view(-1)[part]
+        new, old = inputs[number].view(-1)[part].to(self.order.device), target.clone()
+        results = self._new_outputs(outputs)
+        stream = torch.cuda.Stream() if own_stream else torch.cuda.current_stream()
+        torch.cuda.synchronize()
+        with torch.no_grad(), torch.cuda.stream(stream):
+            torch.cuda._sleep(SLEEP_CYCLES)
+            target.copy_(new)
+            results = self.results(self.arguments(self.on_device), results)
+            copies = [result.clone() for result in results]
+        torch.cuda.synchronize()
+        target.copy_(old)
+        self.deliver(copies, outputs)
+
+    def time(self, calls: int) -> int:
+        """As flashinfer-bench 0.1.2 times a call: one pair of events each, the GPU idle before."""
+        _, outputs, _ = self.shared()
+        arguments, milliseconds = self.arguments(self.on_device), 0.0
+        with torch.no_grad():
+            for _ in range(calls):
+                results = self._new_outputs(outputs)
+                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                torch.cuda.synchronize()
+                start.record()
+                self.results(arguments, results)
+                end.record()
+                torch.cuda.synchronize()
+                milliseconds += start.elapsed_time(end)
+        return in_range(milliseconds / calls * 1e6)
+
+    def _new_outputs(self, outputs: list[torch.Tensor]) -> list[torch.Tensor]:
+        on_device = [torch.empty_like(output, device=self.order.device) for output in outputs]
+        return [poisoned_like(output) for output in on_device]

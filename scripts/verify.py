@@ -1,0 +1,163 @@
+#!/usr/bin/env python3
+"""Verify solutions: does each compute what it is given, when it is called, in the time it shows?
+
+flashinfer-bench runs all solutions in one process, on inputs that stay the same, and believes that
+process's clock. This runs every solution in a process of its own (bundle/runs/verification.py):
+every input changes in turn at the same address, under the default and another stream, behind work
+that has to be waited for; outputs are poisoned; inputs, clocks, the harness's functions and left
+processes are looked at afterwards. A solution that is not honest is named, with what gave it away.
+
+    python scripts/verify.py
+    python scripts/verify.py --solutions my_moe --workloads 58 --format markdown
+
+Exit status: 0 if nothing was found, 1 if a solution failed, 2 if an argument or a file is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from bundle.console import open_output, printable
+from bundle.dataset.loading import describe, load_dataset
+from bundle.dataset.packing import pack_in_place, solution_folders
+from bundle.dataset.replicas import prepare
+from bundle.paths import ROOT, check_root
+from bundle.probes.reporting import Task, exit_with, report_parser, run_report
+from bundle.probes.store import Failed
+from bundle.probes.verification import (
+    VerificationReport,
+    VerificationRow,
+    verification_sheets,
+)
+from bundle.runs.cpu_runner import MEMORY_SHARE, free_memory
+from bundle.runs.harness import make_config, settings_for
+from bundle.runs.jobs import Job
+from bundle.runs.requirements import current_device
+from bundle.runs.selection import keys_of, select_jobs
+from bundle.runs.verification import Plan, make_plan, verify
+from bundle.sandbox.confinement import hide_memory
+from bundle.sandbox.launcher import Launcher
+from bundle.sandbox.solution_process import Limits
+from flashinfer_bench.data import Solution, TraceSet
+from rich.console import Console
+
+# Those of scripts/run.py.
+TOLERANCES = {"rtol": 0.2, "atol": 0.1, "required_matched_ratio": 0.85}
+
+
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = report_parser(__doc__)
+    add = parser.add_argument
+    add("--local", type=Path, default=ROOT, metavar="ROOT", help="dataset (default: this bundle)")
+    add("--solutions", nargs="+", metavar="NAME", help="solutions (all that can run here)")
+    add("--workloads", nargs="+", metavar="W", help="as for run.py (the smallest, and seq_len 58)")
+    add("--timeout", type=int, default=600, metavar="S", help="seconds per solution (%(default)s)")
+    return parser.parse_args(arguments, argparse.Namespace(definitions=None))
+
+
+def plan(options: argparse.Namespace) -> list[Task]:
+    """One task per workload and solution; each solution in a process of its own."""
+    device = current_device()
+    if not device.is_cuda:
+        os.environ["TRITON_INTERPRET"] = "1"
+    root = check_root(options.local)
+    problems = pack_in_place(solution_folders(root), root)
+    prepare(root)
+    dataset = load_dataset(root, problems)
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    for problem in problems:
+        console.print(f"does not pack: {printable(problem)}", markup=False)
+    asked = options.workloads
+    if asked is None:
+        options.workloads = default_workloads(dataset)
+    where = "cuda:0" if device.is_cuda else "cpu"
+    verifier = Verifier(root, where, options.timeout)
+    tasks = []
+    for job in select_jobs(dataset, options, device, console):
+        for solution in job.solutions:
+            name = describe(job.workload.workload)
+            tasks.append(Task([(solution.name, name)], partial(verifier.check, job, solution)))
+    return tasks
+
+
+def default_workloads(dataset: TraceSet) -> list[str]:
+    """The smallest workload of each definition, and one in which most experts have tokens."""
+    chosen = []
+    for rows in dataset.workloads.values():
+        by_size = sorted(rows, key=lambda row: sum(row.workload.axes.values()))
+        chosen += [by_size[0].workload.uuid]
+        chosen += [row.workload.uuid for row in by_size if "58" in keys_of(row)][:1]
+    return chosen
+
+
+class Verifier:
+    """Keeps the plan of the latest workload, which all solutions are checked against."""
+
+    def __init__(self, root: Path, device: str, seconds: int) -> None:
+        hide_memory()
+        self.root = root
+        self.device = device
+        memory = None if device != "cpu" else int(MEMORY_SHARE * free_memory())
+        self.limits = Limits(seconds, memory)
+        self.planned: tuple[str, Plan] | None = None
+
+    def check(self, job: Job, solution: Solution) -> list[VerificationRow | Failed]:
+        """The row with what was found."""
+        launcher = Launcher.start()  # a new one each: nothing of CUDA is handed on
+        try:
+            plan = self._plan(job, launcher)
+            start = time.monotonic()
+            found = verify(plan, solution, launcher, self.limits)
+        finally:
+            launcher.close()
+        name = describe(job.workload.workload)
+        if found.problem:
+            return [Failed(key=(solution.name, name), reason=found.problem)]
+        return [
+            VerificationRow(
+                definition=job.definition.name,
+                solution=solution.name,
+                workload=name,
+                calls=found.calls,
+                inputs=list(dict.fromkeys(call.name for call in plan.calls if call.name)),
+                matched_ratio=found.verdict.matched_ratio,
+                seen_us=found.seen_us,
+                claimed_us=found.claimed_us,
+                seconds=time.monotonic() - start,
+            )
+        ]
+
+    def _plan(self, job: Job, launcher: Launcher) -> Plan:
+        uuid = job.workload.workload.uuid
+        if self.planned is None or self.planned[0] != uuid:
+            self.planned = None
+            settings = settings_for(make_config(**TOLERANCES), job.definition)
+            workload = job.workload.workload
+            made = make_plan(
+                job.definition, workload, self.root, settings, launcher, self.limits, self.device
+            )
+            self.planned = uuid, made
+        return self.planned[1]
+
+
+def main(arguments: Sequence[str]) -> int:
+    open_output()
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
+    options = parse_arguments(arguments)
+    return run_report(
+        VerificationReport,
+        partial(plan, options),
+        verification_sheets,
+        options,
+        arguments,
+        measures_on_cpu=True,
+    )
+
+
+if __name__ == "__main__":
+    exit_with(main, "verify.py")
