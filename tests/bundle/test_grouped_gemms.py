@@ -12,7 +12,7 @@ from child import facts_of
 from gemm import Operands, choose_kernels
 from layers import DEVICE
 
-from solutions.common.cutedsl.config import SM_90
+from solutions.common.cutedsl.config import CONFIGS, candidates_for, choose
 
 N, K = 1024, 512
 KERNELS = {kernel.name: kernel for kernel in kernels()}
@@ -125,7 +125,7 @@ def test_v3_operands(monkeypatch, rows):
     for _ in range(cutedsl_v3_gemm.LAUNCHES + 2):
         result = launch()
     assert max(relative_errors(problem, result)) < 4e-3
-    assert configs == [next(config for most, config in SM_90 if 32 * rows <= most)]
+    assert configs == [choose(candidates_for(32 * rows), loads)]
 
 
 @pytest.mark.parametrize("experts, n, k", [(33, 1024, 256), (1, 512, 256), (1, 1024, 128)])
@@ -144,8 +144,8 @@ def compiled_kernels():
 
 
 def test_v3_compiles_to_the_layers_kernel(compiled_kernels):
-    assert [kernel["config"] for kernel in compiled_kernels] == [str(c) for _, c in SM_90]
-    for kernel, (_, config) in zip(compiled_kernels, SM_90, strict=True):
+    assert [kernel["config"] for kernel in compiled_kernels] == [str(c) for c in CONFIGS]
+    for kernel, config in zip(compiled_kernels, CONFIGS, strict=True):
         assert kernel["weight_tiles"] == [0, 2048 // config.weight_rows]
         assert kernel["registers"] * kernel["threads"] <= 65_536 and kernel["stack"] == 0
         count = kernel["instructions"]
@@ -155,7 +155,7 @@ def test_v3_compiles_to_the_layers_kernel(compiled_kernels):
 
 def test_v3_launch(compiled_kernels):
     """Grid, block and shared memory; b's TMA descriptor: address, sizes, strides and box."""
-    for kernel, (_, config) in zip(compiled_kernels, SM_90, strict=True):
+    for kernel, config in zip(compiled_kernels, CONFIGS, strict=True):
         launch = kernel["launch"]
         assert launch["grid"] == [132, 1, 1] and launch["block"] == [kernel["threads"], 1, 1]
         assert launch["shared"] == kernel["shared"] <= 232_448

@@ -7,7 +7,7 @@ import pytest
 from child import facts_of
 
 pytest.importorskip("cutlass")
-from solutions.common.cutedsl.config import SM_90, GemmConfig, config_for
+from solutions.common.cutedsl.config import CONFIGS, SM_90, GemmConfig, candidates_for, only
 from solutions.common.cutedsl.layer import MoeLayer
 from solutions.common.cutedsl.operands import scratch_size
 from solutions.common.geometry import DEEPSEEK_V3_EP8
@@ -17,12 +17,34 @@ REGISTERS = 65_536  # of a multiprocessor
 
 
 @pytest.fixture(scope="module")
-def kernels():
+def facts():
     return facts_of("compile_cutedsl.py")
 
 
+@pytest.fixture(scope="module")
+def kernels(facts):
+    """Of one configuration each."""
+    return facts[:-1]
+
+
 def test_all_configurations(kernels):
-    assert [kernel["config"] for kernel in kernels] == [str(config) for _, config in SM_90]
+    assert [kernel["config"] for kernel in kernels] == [str(config) for config in CONFIGS]
+
+
+def test_several_configurations(facts):
+    """One kernel with the code of all, in the memory of the largest and as many registers."""
+    several = facts[-1]
+    assert several["candidates"] == len(SM_90[-1][1])
+    assert several["stack"] == 0 and several["registers"] == 168
+    count = several["instructions"]
+    assert "LDL" not in count and "STL" not in count
+    own = facts[1:-1]  # without the one for few tokens
+    for name in ("QGMMA", "UTMALDG.2D", "UTMALDG.3D", "UTMALDG.5D"):
+        assert count[name] == sum(kernel["instructions"].get(name, 0) for kernel in own)
+    launch = several["launch"]
+    assert launch["grid"] == [132, 1, 1] and launch["cluster"] == [2, 1, 1]
+    assert launch["block"] == [384, 1, 1]
+    assert launch["shared"] == max(kernel["shared"] for kernel in own)
 
 
 def test_resources(kernels):
@@ -37,13 +59,13 @@ def test_resources(kernels):
 
 
 def test_instructions(kernels):
-    for kernel, (_, config) in zip(kernels, SM_90, strict=True):
+    for kernel, config in zip(kernels, CONFIGS, strict=True):
         count = kernel["instructions"]
         # a box of weights for each block of a cluster
         assert count["UTMALDG.5D"] == count["UTMALDG.3D"] == config.cluster, kernel
         assert count["LDGSTS"] > 0, kernel
         # weights of the first tiles go to L2 ahead of the routing's results
-        assert count.get("UTMAPF", 0) == ("swap_ab=True" in kernel["config"]), kernel
+        assert count.get("UTMAPF", 0) == (config.cluster if config.swap_ab else 0), kernel
         assert "LDL" not in count and "STL" not in count, kernel
         # one wait per wgmma instead of one per chain: the compiler serialised them
         assert count["QGMMA"] >= 2 * count["WARPGROUP.DEPBAR"] > 0, kernel
@@ -51,7 +73,7 @@ def test_instructions(kernels):
 
 def test_accumulator(kernels):
     """The map in the docstrings of swap_ab.py and tokens_on_m.py, and each place once."""
-    for kernel, (_, config) in zip(kernels, SM_90, strict=True):
+    for kernel, config in zip(kernels, CONFIGS, strict=True):
         columns = config.tokens if config.swap_ab else 128
         expected = []
         for thread in range(128 * config.warpgroups):
@@ -68,7 +90,7 @@ def test_accumulator(kernels):
 
 def test_launches(kernels):
     """Grid, block, cluster and shared memory of the routing's kernels and the GEMMs'."""
-    for kernel, (_, config) in zip(kernels, SM_90, strict=True):
+    for kernel, config in zip(kernels, CONFIGS, strict=True):
         *routing, gemms = kernel["launches"]
         assert all(launch["launches"] == len(routing) + 1 for launch in kernel["launches"])
         chunks = -(-kernel["num_tokens"] // 16)
@@ -88,12 +110,12 @@ def test_launches(kernels):
 def test_tma_descriptors(kernels):
     """Address, sizes, strides and box of the weights and, where TMA loads them, of the tokens."""
     h, i, experts = 7168, 2048, 32
-    for kernel, (_, config) in zip(kernels, SM_90, strict=True):
+    for kernel, config in zip(kernels, CONFIGS, strict=True):
         rows, r = 8 * kernel["num_tokens"] + experts * 64, config.weight_rows
         part, groups = r // config.cluster, 2 * i // r
         # compile_cutedsl.py passes argument number << 32; the scratch memory begins with act
         act = 9 << 32
-        layer = MoeLayer(DEEPSEEK_V3_EP8, config, num_sms=132)
+        layer = MoeLayer(DEEPSEEK_V3_EP8, only(config), num_sms=132)
         ((act_buffer, *_), *_) = layer.scratch(kernel["num_tokens"])
         act_scale = act + act_buffer.size()
         expected = {
@@ -128,7 +150,6 @@ GOOD = GemmConfig(swap_ab=True, tokens=80, weight_rows=256, warpgroups=2, stages
     [
         ({"weight_rows": 192}, "weight_rows must be 128 or 256, got 192"),
         ({"cluster": 4}, "cluster must be 1 or 2, got 4"),
-        ({"cluster": 2}, "cluster must be 1 where tokens are streamed, got 2"),
         ({"warpgroups": 3}, "warpgroups must be 1 or 2, got 3"),
         ({"warpgroups": 1}, "weight_rows must be 128 with swap_ab and one warpgroup, got 256"),
         ({"tokens": 12}, r"tokens must be a multiple of 8 in 16\.\.128, got 12"),
@@ -138,19 +159,19 @@ GOOD = GemmConfig(swap_ab=True, tokens=80, weight_rows=256, warpgroups=2, stages
 )
 def test_configurations_that_cannot_be(change, message):
     with pytest.raises(ValueError, match=message):
-        MoeLayer(DEEPSEEK_V3_EP8, replace(GOOD, **change), num_sms=132)
+        MoeLayer(DEEPSEEK_V3_EP8, only(replace(GOOD, **change)), num_sms=132)
 
 
 def test_unknown_backend():
     with pytest.raises(ValueError, match="backend: expected 90.*, got 80"):
-        config_for(1, 80)
+        candidates_for(1, 80)
 
 
 @pytest.mark.parametrize("num_tokens", [1, 128, 129, 3000, 65_536])
 def test_scratch_holds_every_buffer(num_tokens):
     """The buffers' places, as the compiled host code computes them, do not overlap."""
-    for _, config in SM_90:
-        groups = MoeLayer(DEEPSEEK_V3_EP8, config, num_sms=132).scratch(num_tokens)
+    for candidates in (*map(only, CONFIGS), *(candidates for _, candidates in SM_90)):
+        groups = MoeLayer(DEEPSEEK_V3_EP8, candidates, num_sms=132).scratch(num_tokens)
         sizes = [buffer.size() for group in groups for buffer in group]
         assert scratch_size(groups) == sum(sizes) and not any(size % 256 for size in sizes)
         for group in groups:

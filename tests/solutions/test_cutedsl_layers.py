@@ -11,7 +11,7 @@ pytest.importorskip("cutlass")
 pytest.importorskip("tvm_ffi")
 
 from solutions.common.cutedsl import layer
-from solutions.common.cutedsl.config import SM_90, config_for
+from solutions.common.cutedsl.config import candidates_for
 from solutions.common.geometry import DEEPSEEK_V3_EP8
 from solutions.cutedsl_moe_fp8_v1 import main as v1
 from solutions.cutedsl_moe_fp8_v2 import main as v2
@@ -22,9 +22,9 @@ OFFSET = 64
 TOLERANCE = 0.03
 
 every_layer = pytest.mark.parametrize("main", [v1, v2, v3], ids=["v1", "v2", "v3"])
-# of every configuration of v3, the least and the most number of tokens and one in between
+# around what v3 tells apart by the number of tokens, and rows per expert for all its configurations
 sizes = pytest.mark.parametrize(
-    "seq_len", [1, 7, 40, 128, 129, 300, 512, 513, 901, 1024, 1025, 1500, 2048, 2049, 3001]
+    "seq_len", [1, 7, 16, 17, 40, 128, 129, 300, 512, 901, 1024, 1500, 2048, 3001, 5000, 9000]
 )
 
 
@@ -33,8 +33,8 @@ def test_compiled_once_per_configuration(monkeypatch):
     compiled = []
 
     def record(self, options):
-        compiled.append(self.config)
-        return self.config
+        compiled.append(self.candidates)
+        return self.candidates
 
     class Device:
         multi_processor_count = 132
@@ -46,11 +46,11 @@ def test_compiled_once_per_configuration(monkeypatch):
     try:
         for row in 2 * read_table(ROOT):
             size, taken = layer.compiled_layer(DEEPSEEK_V3_EP8, row.seq_len, device=0)
-            assert taken is config_for(row.seq_len)
+            assert taken is candidates_for(row.seq_len)
             assert size > 8 * row.seq_len * 7168 * 2  # y alone
     finally:
         layer._compiled.cache_clear()
-    assert len(compiled) == len(set(compiled)) == 3 <= len(SM_90)
+    assert len(compiled) == len(set(compiled)) == 2
 
 
 @pytest.mark.gpu

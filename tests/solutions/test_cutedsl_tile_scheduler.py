@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 cutlass = pytest.importorskip("cutlass")
-from solutions.common.cutedsl import device, tile_scheduler  # noqa: E402
+from solutions.common.cutedsl import adaptive_gemms, device, tile_scheduler  # noqa: E402
+from solutions.common.cutedsl.config import SM_90, candidates_for, choose  # noqa: E402
 from solutions.common.cutedsl.tile_scheduler import END, GEMM1, GEMM2, Tile, TileList  # noqa: E402
 
 
@@ -20,6 +21,11 @@ class Warp:
     lane_idx = staticmethod(lambda: np.arange(32))
     shuffle_sync = staticmethod(lambda value, lane: np.asarray(value)[lane])
     popc = staticmethod(lambda bits: int(bits).bit_count())
+
+    @staticmethod
+    def warp_redux_sync(value, kind):
+        assert kind == "add"
+        return int(np.sum(value))
 
     @staticmethod
     def vote_ballot_sync(predicate):
@@ -33,20 +39,23 @@ class Warp:
 
 @pytest.fixture
 def warp(monkeypatch):
-    for module in (device, tile_scheduler):
+    for module in (adaptive_gemms, device, tile_scheduler):
         monkeypatch.setattr(module, "arch", Warp)
         monkeypatch.setattr(module, "select", np.where)
 
 
-def expected_tiles(counts, tile_rows, row_block, n_blocks1, n_blocks2, panel):
+def expected_tiles(counts, most_rows, even, row_block, n_blocks1, n_blocks2, panel):
     """Every tile once, in the documented order."""
     first = np.concatenate([[0], np.cumsum(counts)])
     place = np.concatenate([[0], np.cumsum(-(-np.asarray(counts) // row_block) * row_block)])
+    if sum(counts) < tile_scheduler.PANEL_ROWS:
+        panel = n_blocks2
     passes = [(GEMM1, range(n_blocks1))]
     passes += [(GEMM2, range(start, start + panel)) for start in range(0, n_blocks2, panel)]
     for gemm, n_blocks in passes:
         for expert, count in enumerate(counts):
-            tiles = -(-count // tile_rows)
+            tiles = -(-count // most_rows)
+            tile_rows = -(-count // tiles) if even and tiles else most_rows
             for n_block in n_blocks:
                 for nth in range(tiles)[:: -1 if (n_block - n_blocks[0]) % 2 else 1]:
                     rows = min(tile_rows, count - nth * tile_rows)
@@ -68,18 +77,20 @@ def listed_tiles(counts, *shape):
 
 
 @pytest.mark.parametrize("experts", [1, 5, 32])
-def test_ragged_distributions(warp, experts):
+def test_ragged_distributions(warp, monkeypatch, experts):
     rng = np.random.default_rng(experts)
     for _ in range(340):
+        monkeypatch.setattr(tile_scheduler, "PANEL_ROWS", int(rng.choice([0, 300])))
         counts = rng.integers(0, rng.choice([2, 20, 300]), experts) * rng.integers(0, 2, experts)
         panel, panels = (int(rng.integers(1, 4)) for _ in range(2))
         tile_rows, row_block = int(rng.choice([16, 64, 128])), int(rng.choice([1, 64]))
-        shape = (tile_rows, row_block, int(rng.integers(1, 5)), panel * panels, panel)
+        even = bool(rng.integers(2))
+        shape = (tile_rows, even, row_block, int(rng.integers(1, 5)), panel * panels, panel)
         assert list(listed_tiles(counts, *shape)) == list(expected_tiles(counts, *shape)), counts
 
 
 def test_no_pairs_at_all(warp):
-    assert list(listed_tiles(np.zeros(32, int), 16, 64, 32, 56, 8)) == []
+    assert list(listed_tiles(np.zeros(32, int), 16, True, 64, 32, 56, 8)) == []
 
 
 @pytest.mark.parametrize("experts", [1, 5, 32])
@@ -92,6 +103,7 @@ def test_pairs_of_a_cluster(warp, experts):
             np.concatenate([[0], np.cumsum(counts)]),
             experts,
             128,
+            False,
             64,
             n_blocks1=4,
             n_blocks2=4,
@@ -104,10 +116,34 @@ def test_pairs_of_a_cluster(warp, experts):
             pairs.append([dict(zip(names, map(int, lanes[:, b]), strict=True)) for b in range(2)])
         assert tile.gemm[1] == END
         listed = [tuple(tile.values())[:-1] for pair in pairs for tile in pair]
-        assert listed == [tile[:-1] for tile in expected_tiles(counts, 128, 64, 4, 4, 2)]
+        assert listed == [tile[:-1] for tile in expected_tiles(counts, 128, False, 64, 4, 4, 2)]
         for first, second in pairs:
             assert (first["gemm"], first["expert"]) == (second["gemm"], second["expert"])
             together = first["n_block"] == second["n_block"]
             assert first["multicast"] == second["multicast"] == together
             # different weights: the last token tile of both
             assert together or first["rows"] == second["rows"]
+
+
+def test_device_and_host_choose_alike(warp):
+    rng = np.random.default_rng(0)
+    chosen = set()
+    for _ in range(300):
+        rows = rng.poisson(rng.choice([1, 5, 20, 60, 100, 150, 300, 3000]), 32)
+        rows = rows * (rng.random(32) < rng.random())
+        for _, candidates in SM_90:
+            number = int(adaptive_gemms.cheapest(candidates, rows))
+            assert candidates[number].config == choose(candidates, rows.tolist())
+            chosen.add(candidates[number].config)
+    assert len(chosen) == sum(len(candidates) for _, candidates in SM_90)
+
+
+@pytest.mark.parametrize(
+    "tokens, rows_per_expert",
+    [(16, 5), (16, 14), (80, 17), (80, 64), (80, 100), (80, 130), (128, 260), (128, 2000)],
+)
+def test_choice_for_even_loads(tokens, rows_per_expert):
+    """What was fastest on an H100, also where few experts have all the rows."""
+    for experts in (8, 32):
+        rows = [rows_per_expert] * experts + [0] * (32 - experts)
+        assert choose(candidates_for(100), rows).tokens == tokens

@@ -1,4 +1,5 @@
-"""Compile every shipped CuTe DSL configuration for sm_90a; one JSON line of facts per kernel."""
+"""Compile every shipped CuTe DSL configuration for sm_90a, then the kernel that has several of
+them; one JSON line of facts per kernel."""
 
 import json
 import os
@@ -15,7 +16,7 @@ from mock_cuda import MockRuntime  # noqa: E402
 from sass import fingerprints, inspect, resources  # noqa: E402
 
 from solutions.common.cutedsl import routing  # noqa: E402
-from solutions.common.cutedsl.config import SM_90  # noqa: E402
+from solutions.common.cutedsl.config import CONFIGS, FEW, SM_90, only  # noqa: E402
 from solutions.common.cutedsl.layer import MoeLayer  # noqa: E402
 from solutions.common.geometry import DEEPSEEK_V3_EP8  # noqa: E402
 
@@ -37,7 +38,7 @@ def launches(layer: MoeLayer, compiled, num_tokens: int) -> list[dict]:
     integers = [num_tokens, 32, FACTOR_BITS]
     number = 2 if num_tokens <= routing.FEW_TOKENS else 3
     # behind the two of the weights come 14 pointers and 2 integers, then four and their tensors
-    descriptors = 2 if layer.config.swap_ab else 26
+    descriptors = 2 if layer.candidates[0].config.swap_ab else 26
     return [
         runtime.launch(POINTERS, integers, descriptors if kernel == number - 1 else 0, kernel)
         for kernel in range(number)
@@ -46,8 +47,8 @@ def launches(layer: MoeLayer, compiled, num_tokens: int) -> list[dict]:
 
 def main():
     os.chdir(SCRATCH)
-    for max_tokens, config in SM_90:
-        layer = MoeLayer(DEEPSEEK_V3_EP8, config, num_sms=132)
+    for config in CONFIGS:
+        layer = MoeLayer(DEEPSEEK_V3_EP8, only(config), num_sms=132)
         compiled = layer.compile(cute.KeepCUBIN)
         usage, sass = inspect(compiled.artifacts.CUBIN, Path(SCRATCH))
         kernels = re.findall(r"kernel_cutlass_(\w+?)_solutions\S+\s+REG:(\d+)", usage)
@@ -61,10 +62,17 @@ def main():
             "registers": max(int(count) for name, count in kernels if name == "kernel"),
             "routing": [(routing_registers[name], n) for name, n in ROUTING_THREADS.items()],
             "accumulator": places(layer.gemms.consumers.tiled_mma, config.warpgroups),
-            "num_tokens": (num_tokens := min(max_tokens, 3000)),
+            "num_tokens": (num_tokens := 16 if config == FEW else 3000),
             "launches": launches(layer, compiled, num_tokens),
         }
         print(json.dumps(facts))
+    candidates = SM_90[-1][1]
+    layer = MoeLayer(DEEPSEEK_V3_EP8, candidates, num_sms=132)
+    compiled = layer.compile(cute.KeepCUBIN)
+    usage, sass = inspect(compiled.artifacts.CUBIN, Path(SCRATCH))
+    launch = launches(layer, compiled, 3000)[-1]
+    facts = {**resources(usage, sass, INSTRUCTIONS), "launch": launch}
+    print(json.dumps({"candidates": len(candidates), **facts}))
 
 
 if __name__ == "__main__":

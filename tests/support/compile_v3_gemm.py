@@ -14,7 +14,7 @@ from bundle.probes.kernels.cutedsl_v3_gemm import GroupedGemm  # noqa: E402
 from mock_cuda import MockRuntime  # noqa: E402
 from sass import fingerprints, inspect, resources  # noqa: E402
 
-from solutions.common.cutedsl.config import SM_90  # noqa: E402
+from solutions.common.cutedsl.config import CONFIGS  # noqa: E402
 from solutions.common.geometry import DEEPSEEK_V3_EP8  # noqa: E402
 
 INSTRUCTIONS = r"\b(QGMMA|UTMALDG|LDL|STL|WARPGROUP\.DEPBAR)"
@@ -25,7 +25,7 @@ POINTERS = [i << 32 for i in range(1, 9)]
 def main():
     os.chdir(SCRATCH)
     geometry = replace(DEEPSEEK_V3_EP8, hidden_size=N, intermediate_size=K)
-    for _, config in SM_90:
+    for config in CONFIGS:
         gemm = GroupedGemm(geometry, config, num_sms=132)
         compiled = gemm.compile(cute.KeepCUBIN)
         usage, sass = inspect(compiled.artifacts.CUBIN, Path(SCRATCH))

@@ -1,4 +1,5 @@
-"""Calls cutedsl_moe_fp8_v3's kernels in every shipped configuration; for compute-sanitizer.
+"""Calls cutedsl_moe_fp8_v3's kernels in every shipped configuration, and in the one that the device
+chooses; for compute-sanitizer.
 
 The intermediate size is 256 instead of 2048, because a tool slows the kernels down a thousandfold.
 Prints how many calls gave the same finite output twice.
@@ -15,7 +16,7 @@ sgl_standin.install()  # for what `layers` imports, as in conftest.py
 from layers import routed_to  # noqa: E402
 from real_layer import real_inputs, run_real  # noqa: E402
 
-from solutions.common.cutedsl.config import SM_90  # noqa: E402
+from solutions.common.cutedsl.config import CONFIGS  # noqa: E402
 from solutions.common.geometry import DEEPSEEK_V3_EP8  # noqa: E402
 from solutions.cutedsl_moe_fp8_v3 import main as v3  # noqa: E402
 
@@ -27,7 +28,7 @@ ROUTINGS = {24: None, 300: [70]}
 
 def main():
     done = 0
-    for (_, config), (num_tokens, experts) in product(SM_90, ROUTINGS.items()):
+    for config, (num_tokens, experts) in product((*CONFIGS, None), ROUTINGS.items()):
         routing = experts and routed_to(experts, num_tokens, DEEPSEEK_V3_EP8, OFFSET)
         arguments = real_inputs(num_tokens, routing, OFFSET, geometry=SMALL)
 

@@ -39,7 +39,7 @@ KERNELS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"^(swiglu|silu)\w*_kernel", (SWIGLU,)),
     (r"^(combine|finalize)\w*_kernel", (FINALIZE,)),
     # this bundle's CuTe DSL kernels: kernel_cutlass_<function>_<module and class>...
-    (r"^kernel_cutlass.*MoeGemms", (GEMM1, SWIGLU, GEMM2, FINALIZE)),
+    (r"^kernel_cutlass.*(Moe|Adaptive)Gemms", (GEMM1, SWIGLU, GEMM2, FINALIZE)),
     (r"^kernel_cutlass.*RoutePermute", (ROUTING,)),
     (r"^kernel_cutlass.*Gemm", (GEMM,)),
     # sgl-kernel and FlashInfer

@@ -3,10 +3,11 @@
   y [max_rows, H] bf16 (rows already weighted)    token_rows [T, top_k] int32, ascending, -1 padded
   output [T, H] bf16 (zeros for a token without rows)
 
-GEMM2 goes through its columns panel by panel: while one panel is multiplied, the columns before it
-are complete and can be combined. An item of work is four tokens by 512 columns for a warp.
-Its rows come by cp.async, several in flight, each lane's 2 x 16 bytes into memory that only this
-lane reads. They are added in fp32 in ascending order: the result does not depend on the schedule.
+Where there are many rows, GEMM2 goes through its columns panel by panel: while one panel is
+multiplied, the columns before it are complete and can be combined. An item of work is four tokens
+by 512 columns for a warp. Its rows come by cp.async, several in flight, each lane's 2 x 16 bytes
+into memory that only this lane reads. They are added in fp32 in ascending order: the result does
+not depend on the schedule.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from cutlass.cute.nvgpu import cpasync
 from ..geometry import Geometry
 from .device import select, vector
 from .operands import GemmOperands
-from .tile_scheduler import TileScheduler
+from .tile_scheduler import PANEL_ROWS, TileScheduler
 
 TOP_K = 8
 ITEM_TOKENS = 32 // TOP_K  # a lane for each of their row numbers
@@ -46,15 +47,21 @@ class Combine:
         self.panel_columns = panel_columns
         self.panels = geometry.hidden_size // panel_columns
 
-    def items(self, panels: int, num_tokens: Int32) -> Int32:
+    def early_panels(self, operands: GemmOperands) -> Int32:
+        """Panels that are combined while GEMM2 still works on later ones."""
+        experts = self.scheduler.experts
+        offsets = cute.make_tensor(operands.expert_offsets, cute.make_layout(experts + 1))
+        return select(offsets[experts] < PANEL_ROWS, 0, self.panels - 1)
+
+    def items(self, panels, num_tokens: Int32) -> Int32:
         """Items of the first panels; they are numbered in this order."""
         slices = panels * self.panel_columns // ITEM_COLUMNS
         return slices * cute.ceil_div(num_tokens, ITEM_TOKENS)
 
     @cute.jit
     def rows(
-        self, worker: Int32, workers: cutlass.Constexpr, panels: tuple[int, int],
-        buffer: cute.Pointer, operands: GemmOperands,
+        self, worker: Int32, workers: cutlass.Constexpr, panels: tuple, buffer: cute.Pointer,
+        operands: GemmOperands,
     ):  # fmt: skip
         """The share of warp `worker` of `workers` in panels[0] .. panels[1] - 1; each waits until
         GEMM2 has written it. buffer: BUFFER_BYTES of shared memory."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 BLOCK_K = 128  # columns of K in a pipeline slot, and the edge of a scale block
@@ -44,32 +45,82 @@ class GemmConfig:
         return BLOCK_K // self.act_columns
 
 
-# Measured on an H200: the first row whose max_tokens covers the call. T tokens give an expert T/32
-# rows on average and, where the routing prefers some, up to three times as many. While reading
-# the weights is the bound, the smallest tile that takes an expert's rows at once is best: a second
-# token tile reads all of its weights again. With more rows, 256 weight rows per tile halve the
-# token traffic from L2; beyond, tokens by TMA and weights shared by two blocks save more of it, and
-# with it the power that limits the clock.
+@dataclass(frozen=True)
+class Candidate:
+    """A configuration and what it is estimated to take, in arbitrary units that all candidates
+    share: expert_cost for every expert with rows, and tile_cost for each of its token tiles."""
+
+    config: GemmConfig
+    expert_cost: int
+    tile_cost: int
+
+    def cost(self, rows, select: Callable):
+        """For an expert of `rows` rows. select(condition, yes, no): the device's or the host's."""
+        tiles = (rows + (self.config.tokens - 1)) // self.config.tokens
+        return select(rows > 0, self.expert_cost, 0) + tiles * self.tile_cost
+
+
+def only(config: GemmConfig) -> tuple[Candidate, ...]:
+    """No choice."""
+    return (Candidate(config, expert_cost=0, tile_cost=1),)
+
+
+def choose(candidates: Sequence[Candidate], rows_per_expert: Iterable[int]) -> GemmConfig:
+    """The configuration that the device takes for these rows; the first one of equals."""
+
+    def select(condition, yes, no):
+        return yes if condition else no
+
+    rows_per_expert = list(rows_per_expert)
+    return min(
+        candidates, key=lambda each: sum(each.cost(rows, select) for rows in rows_per_expert)
+    ).config
+
+
+# Up to 16 tokens no expert has more rows, and one configuration does. With more tokens the device
+# decides: while reading the weights is the bound, the smallest tile that takes an expert's rows at
+# once is best. A second token tile whose weights the blocks of a cluster share costs little, a
+# third reads them again and does not multiply fast enough. With more rows, tokens on M and by TMA
+# multiply fastest. The costs are fitted to whole layers on an H100, such that the choice changes
+# little if they are a few percent off (docs/2026-11-25-cutedsl-choice.md).
+FEW = GemmConfig(swap_ab=True, tokens=16, weight_rows=128, warpgroups=1, stages=12)
 SM_90 = (
-    (128, GemmConfig(swap_ab=True, tokens=16, weight_rows=128, warpgroups=1, stages=12)),
-    (512, GemmConfig(swap_ab=True, tokens=48, weight_rows=128, warpgroups=2, stages=9)),
-    (1024, GemmConfig(swap_ab=True, tokens=80, weight_rows=256, warpgroups=2, stages=4)),
-    (2048, GemmConfig(swap_ab=False, tokens=128, weight_rows=128, warpgroups=2, stages=6)),
+    (16, only(FEW)),
     (
         float("inf"),
-        GemmConfig(swap_ab=False, tokens=128, weight_rows=256, warpgroups=2, stages=4, cluster=2),
+        (
+            Candidate(
+                GemmConfig(swap_ab=True, tokens=16, weight_rows=128, warpgroups=2, stages=12),
+                expert_cost=20, tile_cost=72,
+            ),
+            Candidate(
+                GemmConfig(
+                    swap_ab=True, tokens=80, weight_rows=256, warpgroups=2, stages=4, cluster=2
+                ),
+                expert_cost=5, tile_cost=95,
+            ),
+            Candidate(
+                GemmConfig(
+                    swap_ab=False, tokens=128, weight_rows=256, warpgroups=2, stages=4, cluster=2
+                ),
+                expert_cost=200, tile_cost=20,
+            ),
+        ),
     ),
-)
+)  # fmt: skip
+
+# every configuration, once
+CONFIGS = tuple(candidate.config for _, candidates in SM_90 for candidate in candidates)
 
 TABLES = {90: SM_90}  # by backend, see `architecture`
 
 
-def config_for(num_tokens: int, backend: int = 90) -> GemmConfig:
-    """The configuration for a call with `num_tokens` tokens.
+def candidates_for(num_tokens: int, backend: int = 90) -> tuple[Candidate, ...]:
+    """The configurations among which the device chooses in a call with `num_tokens` tokens.
 
     Raises ValueError for a backend without kernels of the whole layer.
     """
     if backend not in TABLES:
         raise ValueError(f"backend: expected {', '.join(map(str, TABLES))}, got {backend}")
     table = TABLES[backend]
-    return next(config for max_tokens, config in table if num_tokens <= max_tokens)
+    return next(candidates for max_tokens, candidates in table if num_tokens <= max_tokens)

@@ -20,16 +20,16 @@ from __future__ import annotations
 
 import cutlass
 import cutlass.cute as cute
-from cutlass import Float8E4M3FN, Float32, Int16, Int32, Int64
+from cutlass import Float8E4M3FN, Float32, Int32, Int64
 from cutlass.cute.nvgpu import cpasync
 
 from ..geometry import max_rows
 from .combine import BUFFER_BYTES
 from .config import BLOCK_K
 from .device import select, swizzled, swizzled_tensor, vector
-from .moe_gemms import TOKEN_WARPS, Block, MoeGemms, WeightLoads
+from .moe_gemms import TOKEN_WARPS, Block, MoeGemms, WeightLoads, load_weights
 from .operands import Buffer, GemmOperands
-from .ring import block_rank, consumer_state, producer_state
+from .ring import consumer_state, producer_state
 from .roles import Role
 from .tile_scheduler import END, GEMM1, GEMM2, QUEUE_SLOTS, Tile, next_tile, padded
 
@@ -176,7 +176,7 @@ class GatheredTokens:
         self, block: Block, thread: Int32, loads: WeightLoads, token_loads: tuple,
         operands: GemmOperands,
     ):  # fmt: skip
-        """Warp 0 fills the ring; the others gather, then combine all but the last panel of y."""
+        """Warp 0 fills the ring; the others gather, then combine the early panels of y."""
         if thread < 32:
             self.load_slots(block, loads, token_loads, operands)
         else:
@@ -185,7 +185,7 @@ class GatheredTokens:
             done = self.num_blocks * self.warps  # by `prepare`
             self.gather(done + worker, Int32(workers), operands.act_rows, operands)
             self.combine.rows(
-                worker, workers, (0, self.combine.panels - 1),
+                worker, workers, (0, self.combine.early_panels(operands)),
                 block.shared.rows.data_ptr() + (thread // 32 - 1) * BUFFER_BYTES, operands,
             )  # fmt: skip
 
@@ -271,9 +271,6 @@ class GatheredTokens:
         weight_scale = weight_scale + lane % 2 * to_second
         boxes = (tile.rows + (row_block - 1)) // row_block
         expected = self.slot_bytes(boxes, spans)
-        rank, cluster = block_rank(self.config.cluster), self.config.cluster
-        # each part by one block into both, or all by each block into itself
-        receivers = Int16(select(tile.multicast == 1, 2**cluster - 1, Int32(1) << rank))
         for k in cutlass.range(width // BLOCK_K, unroll=1):
             ring.wait_empty(state)
             barrier = ring.full_barrier(state)
@@ -283,12 +280,11 @@ class GatheredTokens:
             cute.arch.cp_async_mbarrier_arrive_noinc(barrier)
             with cute.arch.elect_one():
                 cute.arch.mbarrier_arrive_and_expect_tx(barrier, expected)
-            for part in cutlass.range_constexpr(cluster):
-                if tile.multicast == 0 or rank == part:
-                    cute.copy(
-                        tma_weights, weights[part][None, k], weight_slots[None, part, state.index],
-                        tma_bar_ptr=barrier, mcast_mask=receivers,
-                    )  # fmt: skip
+            boxes_of_k = [box[None, k] for box in weights]
+            load_weights(
+                tma_weights, boxes_of_k, weight_slots, state.index, barrier, tile.multicast,
+                self.config.cluster,
+            )  # fmt: skip
             for b in cutlass.range_constexpr(n // row_block):
                 if b < boxes:
                     cute.copy(

@@ -11,9 +11,10 @@ from cutlass import BFloat16, Float32, Int32, Int64, Uint8
 
 from ..geometry import Geometry
 from ..once import once
+from .adaptive_gemms import AdaptiveGemms
 from .architecture import backend_of
 from .compilation import compile_launch
-from .config import GemmConfig, config_for
+from .config import Candidate, GemmConfig, candidates_for, only
 from .gathered_tokens import GatheredTokens
 from .moe_gemms import MoeGemms
 from .operands import INPUT_DTYPES, Buffer, Inputs, scratch_at, scratch_size
@@ -27,15 +28,23 @@ PARTS = {90: {True: (SwapAb, StreamedTokens), False: (TokensOnM, GatheredTokens)
 
 
 class MoeLayer:
-    """Launches the kernels of one configuration, for any number of tokens."""
+    """Launches the kernels for any number of tokens, in one of these configurations."""
 
     POINTERS = (*INPUT_DTYPES, Uint8, BFloat16)
 
-    def __init__(self, geometry: Geometry, config: GemmConfig, num_sms: int, backend: int = 90):
+    def __init__(
+        self, geometry: Geometry, candidates: tuple[Candidate, ...], num_sms: int, backend: int = 90
+    ):
         self.geometry = geometry
-        self.config = config
+        self.candidates = candidates
         self.routing = RoutePermute(geometry)
-        self.gemms = MoeGemms(geometry, config, num_sms, *PARTS[backend][config.swap_ab])
+        configs = [candidate.config for candidate in candidates]
+        num_blocks = num_sms - num_sms % max(config.cluster for config in configs)
+        gemms = tuple(
+            MoeGemms(geometry, config, num_blocks, *PARTS[backend][config.swap_ab])
+            for config in configs
+        )
+        self.gemms = gemms[0] if len(gemms) == 1 else AdaptiveGemms(candidates, gemms)
 
     def scratch(self, num_tokens) -> tuple[tuple[Buffer, ...], ...]:
         """The scratch memory of a call: GemmScratch, Rows and RoutingScratch of Buffers."""
@@ -80,9 +89,9 @@ class MoeLayer:
 
 
 @once
-def _compiled(geometry: Geometry, config: GemmConfig, device: int) -> tuple:
+def _compiled(geometry: Geometry, candidates: tuple[Candidate, ...], device: int) -> tuple:
     num_sms = torch.cuda.get_device_properties(device).multi_processor_count
-    layer = MoeLayer(geometry, config, num_sms, backend_of(device))
+    layer = MoeLayer(geometry, candidates, num_sms, backend_of(device))
     # TVM-FFI: a call costs a few microseconds of host time instead of tens
     return layer, layer.compile(options="--enable-tvm-ffi")
 
@@ -92,14 +101,16 @@ def compiled_layer(
 ) -> tuple[int, Callable]:
     """The layer for calls with `num_tokens` tokens on CUDA device number `device`.
 
-    config: by default that of `config_for`; it is compiled at its first use. Returns how many bytes
-    of scratch memory such a call takes, and the call: it takes the addresses of the definition's
-    eight input tensors, of the scratch memory and of the output, then num_tokens > 0,
-    local_expert_offset, routed_scaling_factor and the stream's handle.
+    config: by default the device chooses among those of `candidates_for`; they are compiled at
+    their first use. Returns how many bytes of scratch memory such a call takes, and the call: it
+    takes the addresses of the definition's eight input tensors, of the scratch memory and of the
+    output, then num_tokens > 0, local_expert_offset, routed_scaling_factor and the stream's handle.
 
     Raises ValueError on a device for which there are no kernels.
     """
     if config is None:
-        config = config_for(num_tokens, backend_of(device))
-    layer, call = _compiled(geometry, config, device)
+        candidates = candidates_for(num_tokens, backend_of(device))
+    else:
+        candidates = only(config)
+    layer, call = _compiled(geometry, candidates, device)
     return scratch_size(layer.scratch(num_tokens)), call

@@ -30,7 +30,7 @@ from typing import NamedTuple, Protocol
 import cuda.bindings.driver as cuda
 import cutlass
 import cutlass.cute as cute
-from cutlass import BFloat16, Float8E4M3FN, Float32, Int32, Int64
+from cutlass import BFloat16, Float8E4M3FN, Float32, Int16, Int32, Int64
 from cutlass.cute.nvgpu import cpasync
 from cutlass.memory import SmemAllocator
 from cutlass.pipeline import NamedBarrier
@@ -76,6 +76,30 @@ class WeightBoxes(NamedTuple):
     boxes1: cute.Tensor
     slots2: cute.Tensor
     boxes2: cute.Tensor
+
+
+@cute.jit
+def load_weights(
+    atom: cute.CopyAtom, boxes: tuple, slots: cute.Tensor, index: Int32, barrier: cute.Pointer,
+    multicast: Int32, cluster: cutlass.Constexpr,
+):  # fmt: skip
+    """By all lanes of a warp: the boxes of a tile's weights, one per block of the cluster, into
+    slot number `index`.
+
+    multicast: whether the other blocks want the same weights (1). Then each block loads its box
+    into all of them, else all boxes into itself.
+    """
+    if cutlass.const_expr(cluster == 1):
+        cute.copy(atom, boxes[0], slots[None, 0, index], tma_bar_ptr=barrier)
+    else:
+        rank = block_rank(cluster)
+        receivers = Int16(select(multicast == 1, 2**cluster - 1, Int32(1) << rank))
+        for part in cutlass.range_constexpr(cluster):
+            if multicast == 0 or rank == part:
+                cute.copy(
+                    atom, boxes[part], slots[None, part, index], tma_bar_ptr=barrier,
+                    mcast_mask=receivers,
+                )  # fmt: skip
 
 
 class Consumers(Protocol):
@@ -145,6 +169,18 @@ class TokenProducer(Protocol):
         """All slots of the block."""
 
 
+def gemm_operands(
+    inputs: Inputs, rows: Rows, scratch: GemmScratch, output: cute.Pointer, num_tokens: Int32,
+    act_rows: Int32,
+) -> GemmOperands:  # fmt: skip
+    """What the kernel takes of all these."""
+    return GemmOperands(
+        inputs.hidden_states, inputs.hidden_states_scale, inputs.gemm1_weights_scale,
+        inputs.gemm2_weights_scale, rows.expert_offsets, rows.row_token, rows.row_weight,
+        *scratch, rows.token_rows, output, rows.counters, num_tokens, act_rows,
+    )  # fmt: skip
+
+
 class MoeGemms:
     """See the module's docstring. num_sms: multiprocessors of the device, of which each gets one
     block. Raises ValueError for a geometry or configuration that the parts cannot do."""
@@ -202,11 +238,7 @@ class MoeGemms:
     ):
         """Launch. inputs: routing_logits and routing_bias are not read. The kernel waits for what
         runs before it (griddepcontrol.wait) as soon as it reads `rows`."""
-        operands = GemmOperands(
-            inputs.hidden_states, inputs.hidden_states_scale, inputs.gemm1_weights_scale,
-            inputs.gemm2_weights_scale, rows.expert_offsets, rows.row_token, rows.row_weight,
-            *scratch, rows.token_rows, output, rows.counters, num_tokens, act_rows,
-        )  # fmt: skip
+        operands = gemm_operands(inputs, rows, scratch, output, num_tokens, act_rows)
         loads = self.consumers.weight_loads(inputs.gemm1_weights, inputs.gemm2_weights)
         token_loads = self.tokens.token_loads(scratch.act, scratch.act_scale, act_rows)
         self.shared = self.storage()
@@ -244,31 +276,52 @@ class MoeGemms:
         operands: GemmOperands,
         token_loads: tuple,
     ):
-        thread, _, _ = cute.arch.thread_idx()
-        warp = cute.arch.make_warp_uniform(cute.arch.warp_idx())
-        cluster, rank = self.config.cluster, block_rank(self.config.cluster)
         shared = SmemAllocator().allocate(self.shared)
-        block = Block(
+        block = self.block(shared)
+        self.start(block, loads)
+        self.prefetch(operands)
+        self.prefetch_weights(shared, loads, operands.num_tokens)
+        self.sync_cluster()
+        cute.arch.griddepcontrol_launch_dependents()
+        cute.arch.griddepcontrol_wait()
+        self.work(block, loads, tiled_mma, operands, token_loads)
+
+    def block(self, shared) -> Block:
+        """Of the block's memory."""
+        cluster = self.config.cluster
+        return Block(
             shared,
             Ring(shared.ring.data_ptr(), self.config.stages, cluster),
             TileQueue.of(shared.queue.data_ptr(), shared.tiles.data_ptr(), cluster),
         )
+
+    @cute.jit
+    def start(self, block: Block, loads: WeightLoads):
+        """By all threads of a block, before `sync_cluster`."""
+        thread, _, _ = cute.arch.thread_idx()
         if thread == 0:
-            self.init_barriers(block, rank)
-        if warp == 0:
+            self.init_barriers(block, block_rank(self.config.cluster))
+        if cute.arch.make_warp_uniform(cute.arch.warp_idx()) == 0:
             cpasync.prefetch_descriptor(loads.atom1)
             cpasync.prefetch_descriptor(loads.atom2)
-        self.prefetch(thread, operands)
-        if warp == 0:
-            self.consumers.prefetch_weights(
-                shared, loads, self.scheduler.weight_tiles[0], operands.num_tokens
-            )
+
+    @cute.jit
+    def sync_cluster(self):
+        """A barrier of all threads of the block, or of the cluster."""
         cute.arch.sync_threads()
-        if cutlass.const_expr(cluster > 1):
+        if cutlass.const_expr(self.config.cluster > 1):
             cute.arch.cluster_arrive()
             cute.arch.cluster_wait()
-        cute.arch.griddepcontrol_launch_dependents()
-        cute.arch.griddepcontrol_wait()
+
+    @cute.jit
+    def work(
+        self, block: Block, loads: WeightLoads, tiled_mma: cute.TiledMma, operands: GemmOperands,
+        token_loads: tuple,
+    ):  # fmt: skip
+        """What all threads do once the routing is there."""
+        thread, _, _ = cute.arch.thread_idx()
+        warp = cute.arch.make_warp_uniform(cute.arch.warp_idx())
+        rank = block_rank(self.config.cluster)
         self.tokens.prepare(warp, operands)
 
         registers = self.consumers.registers
@@ -291,10 +344,11 @@ class MoeGemms:
             self.combine.rows(
                 number * self.num_blocks + cute.arch.block_idx()[0],
                 self.num_blocks * (self.consumers.threads // 32),
-                (self.combine.panels - 1, self.combine.panels),
-                shared.weights.data_ptr() + number * BUFFER_BYTES, operands,
+                (self.combine.early_panels(operands), self.combine.panels),
+                block.shared.weights.data_ptr() + number * BUFFER_BYTES, operands,
             )  # fmt: skip
-        if cutlass.const_expr(cluster > 1):  # till then the others' loads and arrivals come here
+        # till then the others' loads and arrivals come here
+        if cutlass.const_expr(self.config.cluster > 1):
             cute.arch.cluster_arrive()
             cute.arch.cluster_wait()
 
@@ -309,11 +363,12 @@ class MoeGemms:
         cute.arch.mbarrier_init_fence()
 
     @cute.jit
-    def prefetch(self, thread: Int32, operands: GemmOperands):
+    def prefetch(self, operands: GemmOperands):
         """Inputs that many blocks read in small pieces go to L2 before the weight stream starts:
         behind it, each would wait for the megabytes that are queued at the memory already."""
         g, num_tokens = self.geometry, operands.num_tokens
         h, i, e = g.hidden_size, g.intermediate_size, g.num_local_experts
+        thread, _, _ = cute.arch.thread_idx()
         block, _, _ = cute.arch.block_idx()
         worker, workers = block * self.threads + thread, self.num_blocks * self.threads
         scales = e * (h // BLOCK_K) * (i // BLOCK_K) * 4
@@ -322,3 +377,11 @@ class MoeGemms:
         if num_tokens <= PREFETCH_TOKENS:
             prefetch_to_l2(operands.hidden, num_tokens * h, worker, workers)
             prefetch_to_l2(operands.hidden_scale, num_tokens * (h // BLOCK_K * 4), worker, workers)
+
+    @cute.jit
+    def prefetch_weights(self, shared, loads: WeightLoads, num_tokens: Int32):
+        """By all threads, while the routing still runs."""
+        if cute.arch.make_warp_uniform(cute.arch.warp_idx()) == 0:
+            self.consumers.prefetch_weights(
+                shared, loads, self.scheduler.weight_tiles[0], num_tokens
+            )

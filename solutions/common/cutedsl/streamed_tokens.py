@@ -14,7 +14,7 @@ from cutlass.cute.nvgpu import cpasync
 from ..geometry import max_rows
 from .config import BLOCK_K
 from .device import vector
-from .moe_gemms import TOKEN_WARPS, Block, MoeGemms, WeightLoads
+from .moe_gemms import TOKEN_WARPS, Block, MoeGemms, WeightLoads, load_weights
 from .operands import Buffer, GemmOperands
 from .ring import Ring, consumer_state, producer_state
 from .roles import Role
@@ -28,10 +28,6 @@ class StreamedTokens:
     row_size = 0
 
     def __init__(self, gemms: MoeGemms):
-        if gemms.config.cluster != 1:
-            raise ValueError(
-                f"cluster must be 1 where tokens are streamed, got {gemms.config.cluster}"
-            )
         self.geometry = gemms.geometry
         self.config = gemms.config
         self.consumers = gemms.consumers
@@ -66,14 +62,14 @@ class StreamedTokens:
     ):  # fmt: skip
         """Warp 0 loads weights, the others tokens."""
         if thread < 32:
-            self.load_weights(block, loads)
+            self.stream_weights(block, loads)
         else:
             self.load_tokens(block, thread - 32, operands)
 
     # ------------------------------------------------------------------------------- weight warp
 
     @cute.jit
-    def load_weights(self, block: Block, loads: WeightLoads):
+    def stream_weights(self, block: Block, loads: WeightLoads):
         """Stream the weight boxes of the tiles into the ring; never waits for activations."""
         g = self.geometry
         boxes = self.consumers.weight_boxes(block.shared, loads)
@@ -83,20 +79,24 @@ class StreamedTokens:
         while tile.gemm != END:
             if tile.gemm == GEMM1:
                 for k in cutlass.range(g.hidden_size // BLOCK_K, unroll=1):
-                    barrier = self.expect_weights(block.ring, state)
-                    source = boxes.boxes1[None, k, tile.n_block, tile.expert]
-                    slot = boxes.slots1[None, 0, state.index]
-                    cute.copy(loads.atom1, source, slot, tma_bar_ptr=barrier)
+                    self.load_slot(block, state, tile, loads.atom1, boxes.boxes1, boxes.slots1, k)
                     state.advance()
             else:
                 for k in cutlass.range(g.intermediate_size // BLOCK_K, unroll=1):
-                    barrier = self.expect_weights(block.ring, state)
-                    source = boxes.boxes2[None, k, tile.n_block, tile.expert]
-                    slot = boxes.slots2[None, 0, state.index]
-                    cute.copy(loads.atom2, source, slot, tma_bar_ptr=barrier)
+                    self.load_slot(block, state, tile, loads.atom2, boxes.boxes2, boxes.slots2, k)
                     state.advance()
             tile = next_tile(block.queue, tile_state)
             tile_state.advance()
+
+    @cute.jit
+    def load_slot(self, block: Block, state, tile: Tile, atom, boxes, slots, k: Int32):
+        """One slot's weights; see `WeightBoxes`."""
+        cluster = self.config.cluster
+        barrier = self.expect_weights(block.ring, state)
+        sources = [
+            boxes[None, k, tile.n_block * cluster + part, tile.expert] for part in range(cluster)
+        ]
+        load_weights(atom, sources, slots, state.index, barrier, tile.multicast, cluster)
 
     @cute.jit
     def expect_weights(self, ring: Ring, state) -> cute.Pointer:

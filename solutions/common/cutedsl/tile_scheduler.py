@@ -2,11 +2,11 @@
 
 Tiles are numbered in one list: first GEMM1 for every expert, then GEMM2 for every expert. Within
 GEMM1 the order is expert, weight tile, token tile: blocks that run side by side read the same or
-neighbouring weights, so these come from memory once. GEMM2 does the same with one panel of weight
-tiles, then with the next: the columns of y become complete panel by panel. A block takes its first
-tile by its index and further ones from a counter in global memory: fast blocks take more. Since all
-GEMM1 tiles are handed out before any GEMM2 tile, waiting in a GEMM2 tile for the GEMM1 tiles of its
-expert cannot deadlock.
+neighbouring weights, so these come from memory once. So does GEMM2 where there are few rows. With
+many it takes one panel of weight tiles after the other: the columns of y become complete panel by
+panel, and combining them can begin. A block takes its first tile by its index and further ones from
+a counter in global memory: fast blocks take more. Since all GEMM1 tiles are handed out before any
+GEMM2 tile, waiting in a GEMM2 tile for the GEMM1 tiles of its expert cannot deadlock.
 
 A cluster of two blocks takes two tiles at a time, neighbours in the list. They are of one expert,
 since it has an even number of weight tiles, and mostly of one weight tile. Every other weight tile
@@ -38,6 +38,7 @@ END = -1
 
 COUNTERS = 64  # Int32 words in global memory, zero at first: the tiles handed out are the first one
 QUEUE_SLOTS = 2
+PANEL_ROWS = 9000  # of all experts, from which on GEMM2 takes its weight tiles panel by panel
 RECORD = 8  # Int32 words of a tile record in shared memory
 
 
@@ -88,10 +89,11 @@ class TileList:
     """The tile list of one launch, spread over the lanes of a warp: lane e knows expert e.
 
     first, end: flat rows of the lane's expert; padded_first: its first row where experts are padded
-    to whole blocks of rows, padded_end: behind its last; tiles: its token tiles; last: token tiles
-    of experts 0..lane; total: token tiles of all experts. tile_rows: tokens of a tile; n_blocks1,
-    n_blocks2: weight tiles that a token tile meets in GEMM1 and in GEMM2; panel: how many of
-    n_blocks2 are taken together.
+    to whole blocks of rows, padded_end: behind its last; tiles: its token tiles; tile_rows: rows of
+    all of these but the last, where `even` an expert's own; last: token tiles of experts 0..lane;
+    total: token tiles of all experts. n_blocks1, n_blocks2: weight tiles that a token tile meets in
+    GEMM1 and in GEMM2; panel: how many of n_blocks2 are taken together, all of them where there are
+    few rows.
     """
 
     first: Int32
@@ -99,29 +101,39 @@ class TileList:
     padded_first: Int32
     padded_end: Int32
     tiles: Int32
+    tile_rows: Int32 | int
     last: Int32
     total: Int32
-    tile_rows: int
+    even: bool
     n_blocks1: int
     n_blocks2: int
-    panel: int
+    panel: Int32
 
     @staticmethod
     def load(
-        offsets: cute.Tensor, experts: int, tile_rows: int, row_block: int, n_blocks1: int,
-        n_blocks2: int, panel: int,
+        offsets: cute.Tensor, experts: int, most_rows: int, even: bool, row_block: int,
+        n_blocks1: int, n_blocks2: int, panel: int,
     ) -> TileList:  # fmt: skip
-        """From offsets int32 [experts + 1]; called by all lanes of a warp, experts <= 32."""
+        """From offsets int32 [experts + 1]; called by all lanes of a warp, experts <= 32.
+
+        most_rows: of a token tile. even: whether an expert's rows are spread evenly over as many
+        tiles as they need, or fill one after the other.
+        """
         lane = arch.lane_idx()
         expert = select(lane < experts, lane, experts - 1)
         first, end = offsets[expert], offsets[expert + 1]
         rows = select(lane < experts, end - first, 0)
         padded_end = sum_up_to_lane(padded(rows, row_block))
-        tiles = (rows + (tile_rows - 1)) // tile_rows
+        tiles = (rows + (most_rows - 1)) // most_rows
+        tile_rows = most_rows
+        if even:
+            tile_rows = (rows + (tiles - 1)) // select(tiles > 0, tiles, 1)
         last = sum_up_to_lane(tiles)
+        few = arch.shuffle_sync(end, experts - 1) < PANEL_ROWS
         return TileList(
-            first, end, padded_end - padded(rows, row_block), padded_end, tiles, last,
-            arch.shuffle_sync(last, 31), tile_rows, n_blocks1, n_blocks2, panel,
+            first, end, padded_end - padded(rows, row_block), padded_end, tiles, tile_rows, last,
+            arch.shuffle_sync(last, 31), even, n_blocks1, n_blocks2,
+            select(few, n_blocks2, panel),
         )  # fmt: skip
 
     def pair(self, index: Int32, block: Int32) -> Tile:
@@ -153,11 +165,14 @@ class TileList:
         n_block = local // select(tiles > 0, tiles, 1)
         number = local - n_block * tiles
         number = select(n_block % 2 == 0, number, tiles - 1 - number)
-        before = number * self.tile_rows
+        tile_rows = self.tile_rows
+        if self.even:
+            tile_rows = arch.shuffle_sync(self.tile_rows, expert)
+        before = number * tile_rows
         row = arch.shuffle_sync(self.first, expert) + before
         padded_row = arch.shuffle_sync(self.padded_first, expert) + before
         left = arch.shuffle_sync(self.end, expert) - row
-        rows = select(left < self.tile_rows, left, self.tile_rows)
+        rows = select(left < tile_rows, left, tile_rows)
         n_block = n_block + panel * self.panel
         return Tile(gemm, expert, n_block, row, padded_row, rows, tiles * self.n_blocks1, Int32(0))
 
@@ -225,6 +240,7 @@ class TileScheduler:
             cute.make_tensor(expert_offsets, cute.make_layout(self.experts + 1)),
             self.experts,
             self.config.tokens,
+            self.config.swap_ab,
             self.row_block,
             *self.weight_tiles,
             self.panel_tiles,

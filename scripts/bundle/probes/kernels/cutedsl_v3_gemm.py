@@ -19,7 +19,7 @@ from cutlass import BFloat16, Float8E4M3FN, Float32, Int32
 
 from solutions.common.cutedsl.combine import Combine
 from solutions.common.cutedsl.compilation import compile_launch
-from solutions.common.cutedsl.config import GemmConfig, config_for
+from solutions.common.cutedsl.config import GemmConfig, candidates_for, choose
 from solutions.common.cutedsl.gathered_tokens import PANEL_COLUMNS, GatheredTokens
 from solutions.common.cutedsl.moe_gemms import MoeGemms
 from solutions.common.cutedsl.operands import GemmScratch, Inputs, Rows
@@ -128,14 +128,14 @@ def _compiled(geometry: Geometry, config: GemmConfig, device: int):
 
 
 def cutedsl_v3(problem: Problem) -> Launch:
-    """In the configuration that the solution takes for as many rows per expert."""
+    """In the configuration that the solution takes for these rows."""
     experts, n, k = problem.b.shape
     if experts > EXPERTS or n % PANEL_COLUMNS or k % 256:
         raise ValueError(
             f"problem: expected at most {EXPERTS} experts, N a multiple of {PANEL_COLUMNS} and K "
             f"of 256, got {experts}, {n} and {k}"
         )
-    config = config_for(problem.like_tokens)
+    config = choose(candidates_for(problem.like_tokens), problem.rows_per_expert)
     device = problem.a.device
     geometry = replace(DEEPSEEK_V3_EP8, hidden_size=n, intermediate_size=k)
     compiled = _compiled(geometry, config, device.index)

@@ -62,8 +62,9 @@ class SwapAb(WgmmaConsumers):
         block, _, _ = cute.arch.block_idx()
         if num_tokens >= AHEAD_FROM:
             for k in cutlass.range(SLOTS_AHEAD, unroll=1):
-                source = boxes.boxes1[None, k, block % weight_tiles, block // weight_tiles]
-                cute.prefetch(loads.atom1, source)
+                for part in cutlass.range_constexpr(self.config.cluster):
+                    box = block % weight_tiles * self.config.cluster + part
+                    cute.prefetch(loads.atom1, boxes.boxes1[None, k, box, block // weight_tiles])
 
     @cute.jit
     def consume(self, block: Block, thread: Int32, tiled_mma, operands: GemmOperands):
