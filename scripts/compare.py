@@ -19,6 +19,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
 
 from bundle.comparison.figures import Comparison, compare
 from bundle.comparison.floor import Gpu, Rates
@@ -90,7 +91,7 @@ def main(arguments: Sequence[str]) -> None:
     records, bad_lines = load_traces(options.paths or [ROOT / "traces"], options.skip_bad_lines)
     for line in bad_lines:
         print(f"skipped: {line}", file=sys.stderr)
-    rates = known_rates
+    rates: Rates = known_rates
     if options.bandwidth_tbs is not None:
         rates = given_rates(options.bandwidth_tbs, options.fp8_tflops, records)
     comparisons = compare(
@@ -140,14 +141,15 @@ def given_rates(tbs: float, tflops: float, records: Sequence[TraceRecord]) -> Ra
 
 def print_terminal(comparisons: Sequence[Comparison], command: str, out: Path | None) -> None:
     """Print in the terminal's width; into a file or a pipe as text of the usual width."""
-    file = io.StringIO() if out else sys.stdout
+    text = io.StringIO()
+    file: TextIO = text if out else sys.stdout
     told = "COLUMNS" in os.environ or (file.isatty() and not out)
     console = Console(file=file, width=None if told else WIDTH, highlight=False)
     for comparison in comparisons:
         console.print(terminal(comparison, command, console.width))
         console.print()
     if out:
-        write_whole(out, file.getvalue())
+        write_whole(out, text.getvalue())
 
 
 if __name__ == "__main__":

@@ -45,7 +45,8 @@ def main() -> int:
         folders = _select(check_root(arguments.local), names)
         if arguments.apply:
             into = arguments.into or arguments.local / "build" / "apply" / arguments.apply
-            written, problems = write_engine_dataset(folders[0], arguments.local, into), []
+            problems: list[str] = []
+            written = write_engine_dataset(folders[0], arguments.local, into)
         elif arguments.into:
             written, problems = _pack_into(folders, check_root(arguments.into))
         else:

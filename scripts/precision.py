@@ -21,6 +21,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from bundle.dataset.replicas import NUM_LOCAL_EXPERTS, reference_route
@@ -132,13 +133,22 @@ class Maker:
     def keys(self, name: str, stage: str, *against: str) -> list[Key]:
         return [(name, self.case.uuid, stage, reference) for reference in against]
 
-    def row(self, name: str, stage: str, against: str, errors: Errors, **more) -> PrecisionRow:
-        return PrecisionRow(errors=errors, **self._common(name, stage, against), **more)
+    def row(
+        self,
+        name: str,
+        stage: str,
+        against: str,
+        errors: Errors,
+        differing: float | None = None,
+        block: int | None = None,
+    ) -> PrecisionRow:
+        common = self._common(name, stage, against)
+        return PrecisionRow(errors=errors, differing=differing, block=block, **common)
 
     def bits(self, one: str, other: str, differing: float) -> BitsRow:
         return BitsRow(differing=differing, **self._common(one, BITS, other))
 
-    def _common(self, name: str, stage: str, against: str) -> dict[str, str]:
+    def _common(self, name: str, stage: str, against: str) -> dict[str, Any]:
         case = self.case
         return {
             "definition": case.definition,

@@ -13,13 +13,14 @@ traces.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from bundle.comparison.traces import load_traces
 from bundle.paths import ROOT
 from bundle.probes.reporting import Task, exit_with, report_parser, run_report
-from bundle.probes.roofline import RooflineReport, measurements, roofline_sheets
+from bundle.probes.roofline import RateRow, RooflineReport, measurements, roofline_sheets
 from bundle.probes.timer import Timer
 
 
@@ -34,7 +35,11 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 def plan() -> list[Task]:
     """One task per rate."""
     rates = measurements(Timer(warmups=3, iterations=12))
-    return [Task([(name,)], lambda measure=measure: [measure()]) for name, measure in rates]
+
+    def listed(measure: Callable[[], RateRow]) -> list[RateRow]:
+        return [measure()]
+
+    return [Task([(name,)], partial(listed, measure)) for name, measure in rates]
 
 
 def main(arguments: Sequence[str]) -> int:

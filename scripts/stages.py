@@ -60,7 +60,8 @@ def plan(options: argparse.Namespace) -> list[Task]:
     else:
         cases = named_cases(options.workloads or WORKLOADS)
     solutions = solutions_here(current_device(), options.solutions)
-    timer, maker, latest = Timer(), Arguments("cuda"), {}
+    timer, maker = Timer(), Arguments("cuda")
+    latest: dict[str, dict] = {}
 
     def arguments_of(case: Case) -> dict:
         if case.name not in latest:

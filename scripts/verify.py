@@ -116,8 +116,9 @@ class Verifier:
         finally:
             launcher.close()
         name = describe(job.workload.workload)
-        if found.problem:
-            return [Failed(key=(solution.name, name), reason=found.problem)]
+        if found.problem or found.seen_us is None or found.claimed_us is None:
+            reason = found.problem or "no call was timed"
+            return [Failed(key=(solution.name, name), reason=reason)]
         return [
             VerificationRow(
                 definition=job.definition.name,

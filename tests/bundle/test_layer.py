@@ -107,6 +107,25 @@ def test_a_wrong_result_is_a_failure_and_has_no_time(rows, name, wording):
     assert isinstance(rows[name], Failed) and wording in rows[name].reason
 
 
+def test_without_a_profiler_the_other_times_are_there(capsys, monkeypatch):
+    def profile(calls, iterations):
+        raise ValueError("may this process use CUPTI?")
+
+    monkeypatch.setattr(probe_module, "profile", profile)
+    device = FakeDevice()
+    probe = LayerProbe(Timer(device), Maker(), [], row_us=50_000)
+    right = probe.oracle(*toy_inputs(3).values())
+
+    def run(*arguments):
+        device.work(300)
+        return right
+
+    probe.solutions = [Solution("only", run, returns_output=True)]
+    (row,) = probe.measure(Case("T=3", "u", "toy_moe", 3, 8, 2.5, None), "workload")
+    assert row.cold_us == 300 and row.first_launch_us is None
+    assert "may this process use CUPTI?" in capsys.readouterr().err
+
+
 def test_every_solution_ran_beside_the_failing_ones(rows):
     assert [name for name in NAMES if isinstance(rows[name], LayerRow)] == ["good", "waits"]
 

@@ -50,7 +50,7 @@ def workload_sets(
 
     def kind(record: TraceRecord) -> str | None:
         routing = routings.get(record.trace.workload.uuid)
-        return routing and routing.workload_set
+        return routing.workload_set if routing else None
 
     by_kind: dict[str | None, list[TraceRecord]] = defaultdict(list)
     for record in records:

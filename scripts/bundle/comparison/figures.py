@@ -509,17 +509,16 @@ def _record(cells: list[Cell]) -> Record:
     accuracies = [cell.accuracy for cell in cells]
     return Record(
         statuses=dict(Counter(cell.status for cell in cells).most_common()),
-        matched_ratio_min=_extreme(min, [a and a.matched_ratio for a in accuracies]),
-        max_absolute_error=_extreme(max, [a and a.max_absolute_error for a in accuracies]),
-        max_relative_error=_extreme(max, [a and a.max_relative_error for a in accuracies]),
+        matched_ratio_min=_extreme(min, [a.matched_ratio if a else None for a in accuracies]),
+        max_absolute_error=_extreme(max, [a.max_absolute_error if a else None for a in accuracies]),
+        max_relative_error=_extreme(max, [a.max_relative_error if a else None for a in accuracies]),
     )
 
 
 def _extreme(pick: Callable[[list[float]], float], values: list[float | None]) -> Aggregate:
     """The worst value; a NaN is worse than any number (min and max would hide it)."""
     there = [value for value in values if value is not None]
+    worst = pick(there) if there else None
     if any(isnan(value) for value in there):
         worst = nan
-    else:
-        worst = pick(there) if there else None
     return Aggregate(worst, len(there), len(values))

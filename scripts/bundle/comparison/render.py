@@ -197,7 +197,8 @@ def _score_sheet(comparison: Comparison) -> Sheet:
     if with_ratio:
         group = f"latency / {comparison.baseline}"
         headings += [Heading("geom.", group), Heading("arith.", group)]
-    rows, breaks = [], set()
+    rows: list[list[Entry]] = []
+    breaks: set[int] = set()
     for scope in comparison.scopes:
         breaks.add(len(rows))
         name = scope.label

@@ -114,7 +114,7 @@ def _harness_of(file: Path, root: Path | None) -> str:
     inside_traces = [folder for folder in file.parents if folder.name == "traces"]
     if inside_traces:
         root = inside_traces[0]
-    depth = len(file.relative_to(root).parts) if root else None
+    depth = len(file.relative_to(root).parts) if root else 0
     return {2: LAYOUT_0_1, 3: LAYOUT_BY_AUTHOR}.get(depth, UNKNOWN)
 
 

@@ -6,7 +6,7 @@ name, and never looks at blobs: a broken one would surface in a worker, as a los
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from flashinfer_bench.bench.utils import load_safetensors
 from flashinfer_bench.data import Definition, Solution, Trace, TraceSet, Workload
@@ -84,11 +84,12 @@ def _load(
             continue
         try:
             rows = list(_read(path, model))
-            new = set()
+            new: set[str] = set()
             for where, item in rows:
                 if check:
                     check(where, item)
-                name = item.workload.uuid if isinstance(item, Trace) else item.name
+                named: Any = item  # a model of the harness
+                name = named.workload.uuid if isinstance(item, Trace) else named.name
                 kind = "workload uuid" if isinstance(item, Trace) else f"{model.__name__} name"
                 if name in names | new:
                     raise BadInput(f"{where}: duplicate {kind.lower()} {name!r}")

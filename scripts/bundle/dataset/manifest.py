@@ -8,6 +8,7 @@ from typing import Annotated
 
 from flashinfer_bench.data.solution import SupportedBindings, SupportedLanguages
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import ErrorDetails
 
 from ..paths import BadInput
 from .untrusted import CONFIG_BYTES, is_plain_name, read_text
@@ -122,7 +123,7 @@ def read_config(folder: Path) -> SolutionConfig:
     return config
 
 
-def _describe(details: dict) -> str:
+def _describe(details: ErrorDetails) -> str:
     """One pydantic error as `key: what is wrong`."""
     key = ".".join(str(part) for part in details["loc"])
     if details["type"] == "extra_forbidden":

@@ -235,7 +235,7 @@ class _SourceTree:
                 for alias in node.names:
                     self._check_absolute(path, node.lineno, alias.name)
             elif isinstance(node, ast.ImportFrom) and node.level == 0:
-                self._check_absolute(path, node.lineno, node.module)
+                self._check_absolute(path, node.lineno, node.module or "")
             elif isinstance(node, ast.ImportFrom):
                 self._follow(path, node)
 

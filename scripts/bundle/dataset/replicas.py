@@ -155,7 +155,7 @@ def bell(random: np.random.Philox, *shape: int) -> np.ndarray:
     """Roughly normal int64 numbers: sums of four uniform 16-bit ones; mean 0, deviation 37837."""
     raw = random.random_raw(int(np.prod(shape))).reshape(shape)
     parts = [(raw >> np.uint64(shift)) & np.uint64(0xFFFF) for shift in (0, 16, 32, 48)]
-    return sum(part.astype(np.int64) for part in parts) - 2 * 0xFFFF
+    return np.sum([part.astype(np.int64) for part in parts], axis=0) - 2 * 0xFFFF
 
 
 def below(random: np.random.Philox, limit: int, *shape: int) -> np.ndarray:
@@ -296,7 +296,7 @@ def make_routing(row: Row) -> tuple[np.ndarray, np.ndarray]:
     push(flat, np.flatnonzero(candidates & ~chosen), -step, lambda index: excess(index) > -MARGIN)
 
     # Groups not kept sink below the lowest group kept.
-    by_group, step = logits.reshape(-1, GROUP_SIZE), group_step.reshape(-1, 1)
+    by_group, by_group_step = logits.reshape(-1, GROUP_SIZE), group_step.reshape(-1, 1)
     bias_by_group = bias.reshape(NUM_GROUPS, GROUP_SIZE)
 
     def group_score(index: np.ndarray) -> np.ndarray:
@@ -308,7 +308,7 @@ def make_routing(row: Row) -> tuple[np.ndarray, np.ndarray]:
     push(
         by_group,
         np.flatnonzero(~kept),
-        -step,
+        -by_group_step,
         lambda index: group_score(index) > limit[index // NUM_GROUPS],
     )
     if np.abs(logits).max() >= 1 << 24:

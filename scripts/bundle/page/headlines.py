@@ -54,7 +54,8 @@ def headline(comparison: Comparison) -> Headline | None:
         return None
     best = max(whole, key=whole.__getitem__)
     percents = percent_of_floor(comparison)[best]
-    percent = geometric_mean(percents) if all(percents) else None
+    there = [percent for percent in percents if percent]
+    percent = geometric_mean(there) if len(there) == len(percents) else None
     wins = scope.scores[best].wins
     return Headline(best, whole[best], wins, scope.workloads, percent)
 

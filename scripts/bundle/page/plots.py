@@ -139,7 +139,8 @@ def svg(plot: Plot, names: Sequence[str], size: tuple[float, float]) -> str:
     ElementTree.register_namespace("", SVG)
     ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
     root = ElementTree.fromstring(out.getvalue())
-    root.remove(root.find(f"{{{SVG}}}metadata"))
+    for metadata in root.findall(f"{{{SVG}}}metadata"):
+        root.remove(metadata)
     for series in plot.series:
         _name_points(root, plot, series)
     for size_attribute in ("width", "height"):

@@ -143,7 +143,9 @@ def _spread_sheet(
     if gpu:
         headings += [Heading(each, "% of floor") for each in spread]
     headings += [Heading(each, "ratio") for each in spread]
-    lines, breaks, last = [], set(), None
+    lines: list[list[Entry]] = []
+    breaks: set[int] = set()
+    last = None
     for (group, kernel), members in groups.items():
         if group != last:
             breaks.add(len(lines))
@@ -176,7 +178,8 @@ def _layer_sheet(rows: Sequence[GemmRow], gpu: Gpu | None) -> Sheet:
         entries = [Entry(next(iter(of_kernel.values()))[0].workload)]
         if gpu:
             pair = next(iter(both.values()), None)
-            entries.append(number_entry(pair and sum(gemm_floor_us(row, gpu) for row in pair)))
+            floor = sum(gemm_floor_us(row, gpu) for row in pair) if pair else None
+            entries.append(number_entry(floor))
         for name in names:
             best = name in us and us[name] == min(us.values())
             entries.append(number_entry(us.get(name), style=BEST if best else ""))
@@ -199,7 +202,9 @@ def _case_sheet(
     fastest: dict[tuple, float] = {}
     for row in rows:
         fastest[row.problem] = min(row.us, fastest.get(row.problem, row.us))
-    lines, breaks, last = [], set(), None
+    lines: list[list[Entry]] = []
+    breaks: set[int] = set()
+    last = None
     for row in rows:
         if row.case != last:
             breaks.add(len(lines))

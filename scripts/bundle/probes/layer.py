@@ -44,8 +44,8 @@ class LayerRow(Row):
     not_captured: str | None = None
     """Why there is none."""
     first_launch_us: float | None = None
-    """Of the host until the first kernel is launched, on an idle GPU, under the profiler; None if
-    it saw no launch."""
+    """Of the host until the first kernel is launched, on an idle GPU, under the profiler; None
+    where that saw no launch, and for calls too slow for it to matter."""
     return_us: float
     """Of the host until the call returns, on an idle GPU."""
 

@@ -120,7 +120,8 @@ def simulate(
         weight = weights[tokens, slots].to(dtype)
         output.index_add_(0, tokens, requantized @ w2.T * weight[:, None])
         rows.append((tokens, weight, activation, requantized))
-    return Layer(*_joined(rows, arguments, dtype), output)
+    tokens, weight, activation, requantized = _joined(rows, arguments, dtype)
+    return Layer(tokens, weight, activation, requantized, output)
 
 
 def _joined(rows: Iterable[tuple], arguments: dict, dtype: torch.dtype) -> list[torch.Tensor]:

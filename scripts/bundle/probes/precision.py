@@ -76,7 +76,9 @@ def _grouped(
     rows: Sequence[PrecisionRow], by: str, cells: Callable[[PrecisionRow], list[Entry]]
 ) -> tuple[list[list[Entry]], frozenset[int]]:
     """Lines that begin with the group, where it is new, and the breaks between groups."""
-    lines, breaks, last = [], set(), None
+    lines: list[list[Entry]] = []
+    breaks: set[int] = set()
+    last = None
     for row in rows:
         group = getattr(row, by)
         if last is not None and group != last:

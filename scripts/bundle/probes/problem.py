@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
+from math import ceil
 
 import torch
 
@@ -37,10 +38,10 @@ class Problem:
         return self.a.shape[0]
 
     @property
-    def like_tokens(self) -> float:
-        """Tokens of a layer whose experts have as many rows on average: T give each of its 256
-        experts 8 T / 256."""
-        return 32 * self.rows / sum(rows > 0 for rows in self.rows_per_expert)
+    def like_tokens(self) -> int:
+        """Tokens of a layer whose experts have as many rows on average, rounded up: T give each of
+        its 256 experts 8 T / 256."""
+        return ceil(32 * self.rows / sum(rows > 0 for rows in self.rows_per_expert))
 
     @cached_property
     def offsets(self) -> torch.Tensor:

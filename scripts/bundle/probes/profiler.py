@@ -40,7 +40,7 @@ class ProfiledCall:
 
 
 def profile(calls: Sequence[Callable[[], object]], iterations: int) -> list[list[ProfiledCall]]:
-    """What each of `iterations` runs of each call did, by torch.profiler.
+    """What each of `iterations` runs of each call did, by torch.profiler; they ran before.
 
     Raises ValueError where the profiler sees no kernels: CUPTI may be for the administrator only.
     """
@@ -51,9 +51,6 @@ def profile(calls: Sequence[Callable[[], object]], iterations: int) -> list[list
         torch.cuda.synchronize()
         torch.cuda._sleep(1)
 
-    for call in calls:
-        call()
-    torch.cuda.synchronize()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
         for call in calls:
             for _ in range(iterations):
@@ -99,6 +96,8 @@ def profiled_calls(trace: dict) -> list[ProfiledCall]:
             launches.append(Launch(event["name"], max(0.0, stop - max(start, busy_until))))
             busy_until = max(busy_until, stop)
         call_start, first = launched_at(work[begin]), launched_at(work[begin + 1])
-        known = launches and call_start is not None and first is not None
-        calls.append(ProfiledCall(launches, first - call_start if known else None))
+        us = None
+        if launches and call_start is not None and first is not None:
+            us = first - call_start
+        calls.append(ProfiledCall(launches, us))
     return calls

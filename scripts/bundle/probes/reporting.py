@@ -29,7 +29,7 @@ from rich.text import Text
 from ..machine import UNKNOWN, bundle_version, now, provenance
 from ..paths import ROOT, BadInput
 from ..sheets import DIM, WIDTH, Sheet, escaped, markdown_table, rich_table
-from .store import DATA, Failed, Key, Report, Row, load_all, report_path, resumed, save
+from .store import DATA, AnyReport, Failed, Key, Report, Row, load_all, report_path, resumed, save
 
 CPU_DATA = ROOT / "build" / "data"
 NO_GPU = "No CUDA device here: nothing can be measured, these are stored results."
@@ -57,9 +57,9 @@ def report_parser(description: str) -> argparse.ArgumentParser:
 
 
 def run_report(
-    kind: type[Report],
+    kind: type[AnyReport],
     plan: Callable[[], list[Task]],
-    sheets: Callable[[Report], list[Sheet]],
+    sheets: Callable[[AnyReport], list[Sheet]],
     options: argparse.Namespace,
     arguments: Sequence[str],
     measures_on_cpu: bool = False,
@@ -182,7 +182,7 @@ def markdown(report: Report, sheets: Sequence[Sheet]) -> str:
 
 
 def show(
-    reports: Sequence[Report], sheets: Callable[[Report], list[Sheet]], output_format: str
+    reports: Sequence[AnyReport], sheets: Callable[[AnyReport], list[Sheet]], output_format: str
 ) -> None:
     """Print reports to stdout."""
     for report in reports:

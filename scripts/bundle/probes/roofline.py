@@ -88,15 +88,22 @@ known_rates = partial(rates, DATA)
 def measurements(timer: Timer) -> list[tuple[str, Callable[[], RateRow]]]:
     """Name of each rate and what measures it: reading and copying 4 GiB, cuBLAS's FP8 GEMM."""
 
-    def measure(name: str, prepare: Callable[[], Call], work: dict[str, int]) -> RateRow:
+    def moving(name: str, prepare: Callable[[], Call]) -> RateRow:
         us = timer.median_us(prepare(), count_launch=False)
-        return RateRow(name=name, us=us, **work)
+        return RateRow(name=name, us=us, bytes=BYTES)
 
-    rates = [("read 4 GiB", reading, {"bytes": BYTES}), ("copy 2 GiB", copying, {"bytes": BYTES})]
+    def multiplying(name: str, m: int, n: int, k: int) -> RateRow:
+        us = timer.median_us(gemm(m, n, k), count_launch=False)
+        return RateRow(name=name, us=us, flop=2 * m * n * k)
+
+    found: list[tuple[str, Callable[[], RateRow]]] = [
+        (name, partial(moving, name, prepare))
+        for name, prepare in (("read 4 GiB", reading), ("copy 2 GiB", copying))
+    ]
     for m, n, k in GEMMS:
         name = f"dense FP8 {m}x{n}x{k}"
-        rates.append((name, partial(gemm, m, n, k), {"flop": 2 * m * n * k}))
-    return [(name, partial(measure, name, prepare, work)) for name, prepare, work in rates]
+        found.append((name, partial(multiplying, name, m, n, k)))
+    return found
 
 
 def reading() -> Call:

@@ -80,7 +80,8 @@ def _stage_sheet(rows: Sequence[StageRow], baseline: str) -> Sheet:
         Heading("ratio"),
         Heading("verdict", left=True),
     ]
-    lines, breaks = [], set()
+    lines: list[list[Entry]] = []
+    breaks: set[int] = set()
     for row in rows:
         breaks.add(len(lines))
         compared = [

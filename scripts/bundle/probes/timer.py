@@ -85,7 +85,10 @@ class Timer:
         The calls take turns, so that what changes over time (clocks, temperature) meets all of
         them; call i does so in the first rounds[i] rounds. After each the device rests.
         """
-        spins = [min(HIDING * min(self.host_us(call, 2)), LONGEST_SPIN_US) for call in calls]
+        spins = [
+            min(HIDING * min(self.host_us(call, min(2, count))), LONGEST_SPIN_US)
+            for call, count in zip(calls, rounds, strict=True)
+        ]
         times: list[list[float]] = [[] for _ in calls]
         hidden = [True] * len(calls)
         for turn in range(max(rounds, default=0)):
@@ -121,12 +124,13 @@ class Timer:
     def sustained(self, call: Call, calls: int) -> Sustained:
         """Mean time of `calls` calls without a pause, and what the sensors say at their end."""
         device, readings = self.device, []
+        reading_calls = min(READINGS, calls)
         device.synchronize()
         start = device.mark()
         for _ in range(calls):
             call()
         end = device.mark()
-        for _ in range(READINGS):
+        for _ in range(reading_calls):
             call()  # while it runs: the clock, and the power even more, change at once in a pause
             readings.append(device.sensors())
         device.synchronize()

@@ -95,7 +95,7 @@ class CpuRunner(Runner):
         evaluations = {}
         for solution in solutions:
             key = (definition.name, workload.uuid)
-            if self._baseline_of != key:
+            if self._baseline is None or self._baseline_of != key:
                 self._baseline = self._baseline_of = None  # frees the last one's inputs first
                 self._baseline = build_baseline(
                     definition, workload, config, root, self._ready_launcher(), self._limits

@@ -48,8 +48,8 @@ def run_job(benchmark: Benchmark, job: Job, traces_dir: Path) -> Iterator[Trace]
     The benchmark's trace set need only have a root: what is in it is replaced by the job.
     A solution without a trace was not judged: the reference failed, and the harness has logged why.
     """
-    victims = []
-    finished = []
+    victims: list[Trace] = []
+    finished: list[Trace] = []
     for trace in _evaluate(benchmark, job):
         (victims if is_dead_baseline(trace.evaluation) else finished).append(trace)
     store_traces(traces_dir, job.definition, finished)

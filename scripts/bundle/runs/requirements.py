@@ -49,9 +49,8 @@ def why_not(requires: Requires, device: Device) -> str | None:
 
 
 def _has_file(file: RequiredFile) -> bool:
-    if not _is_importable(file.package):
-        return False
-    folders = find_spec(file.package).submodule_search_locations or []
+    spec = find_spec(file.package) if _is_importable(file.package) else None
+    folders = (spec and spec.submodule_search_locations) or []
     return any((Path(folder) / file.path).exists() for folder in folders)
 
 

@@ -129,13 +129,17 @@ def report(error: BaseException) -> str:
     return line
 
 
+def _nothing_built(*arguments: Any) -> Any:
+    raise RuntimeError(f"called with {len(arguments)} arguments before anything was built")
+
+
 class Contestant:
     """The callable and its arguments, on a CPU: it works on the shared memory in place."""
 
     def __init__(self, order: Order, memory: int) -> None:
         self.order = order
         self.memory = memory
-        self.function: Callable | None = None
+        self.function: Callable[..., Any] = _nothing_built
         self.takes_outputs = False
 
     def answer(self, request: Request) -> Answer:

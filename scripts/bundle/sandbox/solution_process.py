@@ -154,7 +154,7 @@ class SolutionProcess:
             self.pid = self.launcher.fork(
                 [theirs.fileno(), log_end, self._memory, order], Path(self._folder.name)
             )
-            self._pidfd = os.pidfd_open(self.pid)
+            self._pidfd: int | None = os.pidfd_open(self.pid)
         except BaseException:
             self._pidfd = None
             self._release()
@@ -231,9 +231,8 @@ class SolutionProcess:
         if not others and not answer.number:
             deadline = 0.0
         while True:
-            ready, _, _ = select.select(
-                [self._connection, self._pidfd], [], [], max(deadline - time.monotonic(), 0.0)
-            )
+            ends: list[Any] = [self._connection, self._pidfd]
+            ready, _, _ = select.select(ends, [], [], max(deadline - time.monotonic(), 0.0))
             if self._connection in ready and (message := self._receive()):
                 self._check_answer(message, b"")
             if self._pidfd in ready:
@@ -282,7 +281,7 @@ class SolutionProcess:
 
     def _wait(self, deadline: float) -> bytes:
         """The next message; meanwhile read what is printed and watch the limits."""
-        open_ends = [self._connection, self._log, self._pidfd]
+        open_ends: list[Any] = [self._connection, self._log, self._pidfd]
         next_look = time.monotonic() + WATCH_SECONDS
         while True:
             now = time.monotonic()
@@ -354,5 +353,8 @@ class SolutionProcess:
             name = signal.Signals(number).name
         except ValueError:
             name = f"signal {number}"
-        hint = {signal.SIGKILL: " (out of memory?)", signal.SIGXFSZ: " (a file grew too large)"}
+        hint: dict[int, str] = {
+            signal.SIGKILL: " (out of memory?)",
+            signal.SIGXFSZ: " (a file grew too large)",
+        }
         return f"killed by signal {number}, {name}{hint.get(number, '')}"
