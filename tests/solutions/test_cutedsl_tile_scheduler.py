@@ -44,7 +44,7 @@ def warp(monkeypatch):
         monkeypatch.setattr(module, "select", np.where)
 
 
-def expected_tiles(counts, most_rows, even, row_block, n_blocks1, n_blocks2, panel):
+def expected_tiles(counts, most_rows, row_block, n_blocks1, n_blocks2, panel, even=False):
     """Every tile once, in the documented order."""
     first = np.concatenate([[0], np.cumsum(counts)])
     place = np.concatenate([[0], np.cumsum(-(-np.asarray(counts) // row_block) * row_block)])
@@ -85,12 +85,12 @@ def test_ragged_distributions(warp, monkeypatch, experts):
         panel, panels = (int(rng.integers(1, 4)) for _ in range(2))
         tile_rows, row_block = int(rng.choice([16, 64, 128])), int(rng.choice([1, 64]))
         even = bool(rng.integers(2))
-        shape = (tile_rows, even, row_block, int(rng.integers(1, 5)), panel * panels, panel)
+        shape = (tile_rows, row_block, int(rng.integers(1, 5)), panel * panels, panel, even)
         assert list(listed_tiles(counts, *shape)) == list(expected_tiles(counts, *shape)), counts
 
 
 def test_no_pairs_at_all(warp):
-    assert list(listed_tiles(np.zeros(32, int), 16, True, 64, 32, 56, 8)) == []
+    assert list(listed_tiles(np.zeros(32, int), 16, 64, 32, 56, 8, True)) == []
 
 
 @pytest.mark.parametrize("experts", [1, 5, 32])
@@ -103,7 +103,6 @@ def test_pairs_of_a_cluster(warp, experts):
             np.concatenate([[0], np.cumsum(counts)]),
             experts,
             128,
-            False,
             64,
             n_blocks1=4,
             n_blocks2=4,
@@ -116,7 +115,7 @@ def test_pairs_of_a_cluster(warp, experts):
             pairs.append([dict(zip(names, map(int, lanes[:, b]), strict=True)) for b in range(2)])
         assert tile.gemm[1] == END
         listed = [tuple(tile.values())[:-1] for pair in pairs for tile in pair]
-        assert listed == [tile[:-1] for tile in expected_tiles(counts, 128, False, 64, 4, 4, 2)]
+        assert listed == [tile[:-1] for tile in expected_tiles(counts, 128, 64, 4, 4, 2)]
         for first, second in pairs:
             assert (first["gemm"], first["expert"]) == (second["gemm"], second["expert"])
             together = first["n_block"] == second["n_block"]

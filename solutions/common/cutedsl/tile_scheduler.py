@@ -107,12 +107,12 @@ class TileList:
     even: bool
     n_blocks1: int
     n_blocks2: int
-    panel: Int32
+    panel: Int32 | int
 
     @staticmethod
     def load(
-        offsets: cute.Tensor, experts: int, most_rows: int, even: bool, row_block: int,
-        n_blocks1: int, n_blocks2: int, panel: int,
+        offsets: cute.Tensor, experts: int, most_rows: int, row_block: int, n_blocks1: int,
+        n_blocks2: int, panel: int, even: bool = False,
     ) -> TileList:  # fmt: skip
         """From offsets int32 [experts + 1]; called by all lanes of a warp, experts <= 32.
 
@@ -129,11 +129,12 @@ class TileList:
         if even:
             tile_rows = (rows + (tiles - 1)) // select(tiles > 0, tiles, 1)
         last = sum_up_to_lane(tiles)
-        few = arch.shuffle_sync(end, experts - 1) < PANEL_ROWS
+        if panel != n_blocks2:
+            few = arch.shuffle_sync(end, experts - 1) < PANEL_ROWS
+            panel = select(few, n_blocks2, panel)
         return TileList(
             first, end, padded_end - padded(rows, row_block), padded_end, tiles, tile_rows, last,
-            arch.shuffle_sync(last, 31), even, n_blocks1, n_blocks2,
-            select(few, n_blocks2, panel),
+            arch.shuffle_sync(last, 31), even, n_blocks1, n_blocks2, panel,
         )  # fmt: skip
 
     def pair(self, index: Int32, block: Int32) -> Tile:
@@ -240,10 +241,10 @@ class TileScheduler:
             cute.make_tensor(expert_offsets, cute.make_layout(self.experts + 1)),
             self.experts,
             self.config.tokens,
-            self.config.swap_ab,
             self.row_block,
             *self.weight_tiles,
             self.panel_tiles,
+            even=self.config.swap_ab,
         )
 
     def expert_counter(self, counters: cute.Pointer, expert: Int32) -> cute.Pointer:
