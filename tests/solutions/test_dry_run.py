@@ -22,8 +22,8 @@ LAUNCHES = {
         *ROUTING, "gather_kernel", GEMM, "swiglu_quantize_kernel", GEMM, "combine_kernel",
     ],
     "sglang_fp8_blockwise_moe": [
-        "moe_fused_gate", "permute_kernel", "gather_kernel", GEMM, "swiglu_kernel",
-        "sgl_per_token_group_quant_8bit", GEMM, "apply_shuffle_mul_sum",
+        "moe_fused_gate", "permute_kernel", "gather_kernel", GEMM, "swiglu_quantize_kernel", GEMM,
+        "apply_shuffle_mul_sum",
     ],
     "flashinfer_moe": ["trtllm_fp8_block_scale_moe"],
     "cutedsl_moe_fp8_v1": [*ROUTING, PADDED, "swiglu_quantize_kernel", PADDED, "combine_kernel"],

@@ -76,6 +76,7 @@ def init_handles(kernel: CompiledKernel) -> None:
 
 def fake_cuda() -> None:
     torch.cuda.is_available = lambda: True
+    torch.cuda.is_current_stream_capturing = lambda: False
     torch.cuda.current_device = torch._C._cuda_getDevice = lambda: 0
     torch._C._cuda_getCurrentRawStream = lambda device: 0
     torch.cuda.current_stream = lambda device=None: SimpleNamespace(cuda_stream=0)
