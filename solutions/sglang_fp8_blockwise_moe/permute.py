@@ -3,6 +3,8 @@
 sgl-kernel's prepare_moe_input and shuffle_rows know of no expert parallelism: they leave the
 entries of non-local pairs uninitialised and copy as many rows as the buffer has, eight times what
 there is. Here a pair of another rank's expert gets no row; what is read for it is a row of zeros.
+The combine weights are computed here, too, because moe_fused_gate divides by the plain sum of a
+token's scores: NaN for very negative logits, and too much before that.
 
 Rows are ordered by local expert, then by pair. With few tokens every program counts all pairs
 itself; with many, `count_kernel` counts them by blocks beforehand.
@@ -16,7 +18,13 @@ import triton.language as tl
 
 from ..common.geometry import Geometry, max_rows
 from ..common.triton_stages.launch import Launcher
-from ..common.triton_stages.routing import Blocks, first_rows, store_offsets, sum_block_counts
+from ..common.triton_stages.routing import (
+    Blocks,
+    first_rows,
+    sigmoid,
+    store_offsets,
+    sum_block_counts,
+)
 
 COUNT_ALL_TOKENS = 256  # up to here every program counts all pairs itself
 
@@ -56,10 +64,23 @@ def count_kernel(
     tl.store(block_counts_ptr + tl.program_id(0) * NUM_LOCAL + tl.arange(0, NUM_LOCAL), counts)
 
 
+@triton.jit
+def _combine_weights(
+    logits_ptr, pair, expert, in_range, factor, NUM_EXPERTS: tl.constexpr, TOP_K: tl.constexpr
+):
+    """fp32 [pairs]: each pair's share of its token's scores times factor; whole tokens."""
+    # for NaN logits the gate's experts may be out of range
+    known = in_range & (expert >= 0) & (expert < NUM_EXPERTS)
+    logit = tl.load(logits_ptr + pair // TOP_K * NUM_EXPERTS + expert, mask=known, other=0.0)
+    scores = tl.reshape(sigmoid(logit), [pair.shape[0] // TOP_K, TOP_K])
+    weights = scores / (tl.sum(scores, 1, keep_dims=True) + 1e-20) * factor
+    return tl.reshape(weights, [pair.shape[0]])
+
+
 @triton.jit(do_not_specialize=["num_pairs", "num_blocks", "no_row", "local_expert_offset"])
 def permute_kernel(
     expert_ptr,  # int32 [num_pairs], global experts
-    weight_ptr,  # fp32 [num_pairs]
+    logits_ptr,  # fp32 [num_pairs / TOP_K, NUM_EXPERTS]
     expert_offsets_ptr,
     pair_row_ptr,
     pair_weight_ptr,
@@ -69,9 +90,12 @@ def permute_kernel(
     num_blocks,
     no_row,
     local_expert_offset,
+    factor,
     PAIRS: tl.constexpr,
     CHUNK: tl.constexpr,
+    NUM_EXPERTS: tl.constexpr,
     NUM_LOCAL: tl.constexpr,
+    TOP_K: tl.constexpr,
     H: tl.constexpr,
     BLOCK_H: tl.constexpr,
     COUNTED: tl.constexpr,
@@ -111,7 +135,8 @@ def permute_kernel(
     row = tl.sum(taken * (next_row[None, :] + rank), 1)
     is_local = tl.sum(taken, 1) == 1
     tl.store(pair_row_ptr + pair, tl.where(is_local, row, no_row), mask=in_range)
-    weight = tl.load(weight_ptr + pair, mask=is_local, other=0.0)
+    weight = _combine_weights(logits_ptr, pair, expert, in_range, factor, NUM_EXPERTS, TOP_K)
+    weight = tl.where(is_local, weight, 0.0)
     tl.store(pair_weight_ptr + pair, weight.to(tl.bfloat16), mask=in_range)
 
 
@@ -120,7 +145,7 @@ _count = Launcher(count_kernel, expert_ptr=_INT, block_counts_ptr=_INT)
 _permute = Launcher(
     permute_kernel,
     expert_ptr=_INT,
-    weight_ptr=torch.float32,
+    logits_ptr=torch.float32,
     expert_offsets_ptr=_INT,
     pair_row_ptr=_INT,
     pair_weight_ptr=torch.bfloat16,
@@ -135,12 +160,19 @@ def blocks_for(num_tokens: int) -> Blocks:
 
 
 def permute(
-    geometry: Geometry, experts, weights, local_expert_offset: int, out: Permutation, y, pdl: bool
+    geometry: Geometry,
+    experts,
+    logits,
+    local_expert_offset: int,
+    factor: float,
+    out: Permutation,
+    y,
+    pdl: bool,
 ) -> None:
-    """Fill `out` from experts int32 and weights fp32 [T, top_k], T > 0; zero y's last row.
+    """Fill `out` from experts int32 [T, top_k] and logits fp32 [T, num_experts]; zero y's last row.
 
-    y is bf16 [max_rows + 1, H]. With pdl, experts and weights are awaited with
-    griddepcontrol.wait, and the kernel launched next must await this one likewise.
+    T > 0; y is bf16 [max_rows + 1, H]. With pdl, experts are awaited with griddepcontrol.wait, and
+    the kernel launched next must await this one likewise.
     """
     num_tokens, top_k = experts.shape
     blocks = blocks_for(num_tokens)
@@ -157,9 +189,9 @@ def permute(
         )
     _permute(
         (programs, 1, 1),
-        (experts, weights, *out, y, num_tokens * top_k, programs,
-         max_rows(geometry, num_tokens), local_expert_offset),
-        (pairs, blocks.chunk, local, geometry.hidden_size,
+        (experts, logits, *out, y, num_tokens * top_k, programs,
+         max_rows(geometry, num_tokens), local_expert_offset, factor),
+        (pairs, blocks.chunk, geometry.num_experts, local, top_k, geometry.hidden_size,
          triton.next_power_of_2(geometry.hidden_size), counted, pdl),
         num_warps=blocks.warps,
         launch_pdl=pdl,

@@ -13,7 +13,7 @@ tensor core's M side, whose atom is 64 rows, and the few tokens on N.
 import triton
 import triton.language as tl
 
-from ..common.triton_stages.quantize import quantize_e4m3
+from ..common.triton_stages.quantize import operand, quantize_e4m3
 
 
 @triton.jit
@@ -45,9 +45,9 @@ def _locate(tile, start, end, tiles, BLOCK_T: tl.constexpr, NUM_LOCAL: tl.conste
 def _dot(x, w, x_scale, w_scale, acc, SWAP_AB: tl.constexpr):
     """acc += (x @ w.T) * scales, transposed if SWAP_AB; one block of K."""
     if SWAP_AB:
-        return acc + tl.dot(w, tl.trans(x)) * (x_scale * w_scale)[None, :]
+        return acc + tl.dot(operand(w), tl.trans(operand(x))) * (x_scale * w_scale)[None, :]
     else:
-        return acc + tl.dot(x, tl.trans(w)) * (x_scale * w_scale)[:, None]
+        return acc + tl.dot(operand(x), tl.trans(operand(w))) * (x_scale * w_scale)[:, None]
 
 
 @triton.jit

@@ -67,6 +67,38 @@ def test_saturated_logits(layer):
 
 
 @layers
+def test_very_negative_logits(layer):
+    """Scores so small that the reference's 1e-20 in the divisor counts, or that vanish."""
+    routing = routed_to(range(8, 16), 6)
+    for token, logit in enumerate((-200.0, float("-inf"), -50.0, -45.0, -20.0)):
+        routing["routing_logits"][token] = logit
+    arguments = inputs(6, **routing)
+    reference = expected(arguments)
+    assert not reference[:2].any() and reference[2:].any(dim=1).all()
+    actual = call(layer, arguments)
+    for token in range(2, 6):  # of unlike magnitude
+        assert_close(actual[[0, 1, token]], reference[[0, 1, token]])
+
+
+@layers
+@pytest.mark.parametrize(
+    "place", ["hidden_states", "hidden_states_scale", "gemm1_weights_scale", "gemm2_weights"]
+)
+def test_nan_in_the_data_stays(layer, place):
+    """In one token; or in the weights of one expert, which every token picks."""
+    arguments = inputs(6, **routed_to([9], 6))
+    tensor = arguments[place]
+    if tensor.dtype is torch.float8_e4m3fn:
+        tensor = tensor.view(torch.uint8)
+    nan = {torch.uint8: 0x7F, torch.float32: float("nan")}[tensor.dtype]
+    where = {"hidden_states": (3, 5), "hidden_states_scale": (0, 3)}.get(place, (1, 1, 1))
+    tensor[where] = nan
+    actual, reference = call(layer, arguments), expected(arguments)
+    assert reference.isnan().any()
+    assert torch.equal(actual.isnan(), reference.isnan())
+
+
+@layers
 def test_nan_logit_spoils_its_token_only(layer):
     if DEVICE == "cuda" and layer is LAYERS["sglang_fp8_blockwise_moe"]:
         pytest.skip("what sgl-kernel's moe_fused_gate picks for NaN logits is not defined")

@@ -183,20 +183,13 @@ def test_operands_of_sglangs_other_ops():
     assert [op for op, _ in calls] == [
         "moe_fused_gate",
         "fp8_blockwise_scaled_grouped_mm",
-        "sgl_per_token_group_quant_8bit",
         "fp8_blockwise_scaled_grouped_mm",
         "apply_shuffle_mul_sum",
     ]
-    gate, _gemm1, quantize, gemm2, combine = [given for _, given in calls]
+    gate, _gemm1, gemm2, combine = [given for _, given in calls]
     assert gate["input"] is arguments["routing_logits"]
     assert torch.equal(gate["bias"], arguments["routing_bias"].float())
     assert [*gate.values()][2:] == [4, 2, 4, 0, 2.5, True]
-    assert describe(quantize["input"]) == (BF16, (rows, I), (I, 1))
-    assert describe(quantize["output_q"]) == (FP8, (rows, I), (I, 1))
-    assert describe(quantize["output_s"]) == (FP32, (rows, I // 128), (I // 128, 1))
-    assert quantize["output_q"].data_ptr() == gemm2["a"].data_ptr()
-    assert quantize["output_s"].data_ptr() == gemm2["scales_a"].data_ptr()
-    assert [*quantize.values()][3:] == [128, 1e-10, -448.0, 448.0, False]
     assert combine["input"].data_ptr() == gemm2["output"].data_ptr()
     assert describe(combine["input"]) == (BF16, (rows + 1, H), (H, 1))
     assert describe(combine["output"]) == (BF16, (num_tokens, H), (H, 1))
@@ -317,16 +310,32 @@ def test_buffers_are_reused_and_dropped(main):
     assert first is not main.buffers_for(TOY, 3, device)
 
 
-def test_more_tokens_than_the_quantisation_op_takes():
-    """Beyond that SwiGLU and quantisation are one kernel, and pairs are counted beforehand."""
+def test_pairs_counted_beforehand():
     num_tokens = 257
-    assert num_tokens > sglang_moe.QUANT_OP_TOKENS
     assert num_tokens > permutation.COUNT_ALL_TOKENS
     arguments = inputs(num_tokens)
-    with poisoned_memory(), Recorder() as recorder:
+    with poisoned_memory():
         actual = call(layer_of(sglang_moe), arguments)
-    assert "sgl_per_token_group_quant_8bit" not in [op for op, _ in recorder.calls]
     assert_close(actual, REFERENCE(**arguments))
+
+
+def test_more_tokens_than_the_library_can_reach(monkeypatch):
+    """They go in halves: 13 tokens, where at most 4 may be in one, in 3 + 3 + 3 + 4."""
+    rows = 4 * TOY.top_k
+    monkeypatch.setattr(sglang_moe, "LAST_ELEMENT", (rows + 1) * TOY.hidden_size - 1)
+    assert sglang_moe.most_tokens(TOY) == 4
+    arguments = inputs(13)
+    with Recorder() as recorder:
+        actual = call(layer_of(sglang_moe), arguments)
+    combined = [given for op, given in recorder.calls if op == "apply_shuffle_mul_sum"]
+    assert [len(given["output"]) for given in combined] == [3, 3, 3, 4]
+    assert all(given["input"].numel() - 1 <= sglang_moe.LAST_ELEMENT for given in combined)
+    assert_close(actual, REFERENCE(**arguments))
+
+
+def test_last_element_at_the_real_geometry():
+    tokens = sglang_moe.most_tokens(DEEPSEEK_V3_EP8)
+    assert (tokens * 8 + 1) * 7168 <= 2**31 < ((tokens + 1) * 8 + 1) * 7168
 
 
 # The permutation of sglang_fp8_blockwise_moe at the real geometry
@@ -335,10 +344,14 @@ def test_more_tokens_than_the_quantisation_op_takes():
 reference_route = ROUTES[DEEPSEEK_V3_EP8]
 
 
-def check_permutation(ids, weights, offset: int) -> None:
+def check_permutation(ids, offset: int) -> None:
     """permute's result for given picks, against plain PyTorch."""
     num_tokens, top_k = ids.shape
     pairs = num_tokens * top_k
+    logits = 3 * torch.randn(num_tokens, 256, generator=torch.Generator().manual_seed(1))
+    logits[num_tokens // 2] = -200.0  # all scores vanish
+    logits[num_tokens // 3] -= 45.0  # and here the reference's 1e-20 counts
+    logits = logits.to(DEVICE)
     blocks = -(-num_tokens // permutation.blocks_for(num_tokens).tokens)
     with poisoned_memory():
         out = permutation.Permutation(
@@ -348,7 +361,8 @@ def check_permutation(ids, weights, offset: int) -> None:
             torch.empty(blocks, 32, dtype=INT32, device=DEVICE),
         )
         y = torch.empty(pairs + 1, 7168, dtype=BF16, device=DEVICE)
-    permutation.permute(DEEPSEEK_V3_EP8, ids, weights, offset, out, y, pdl=DEVICE == "cuda")
+    pdl = DEVICE == "cuda"
+    permutation.permute(DEEPSEEK_V3_EP8, ids, logits, offset, 2.5, out, y, pdl)
     expert = (ids.flatten() - offset).cpu()
     local = (expert >= 0) & (expert < 32)
     order = torch.argsort(torch.where(local, expert, 32), stable=True)[: local.sum()]
@@ -359,16 +373,18 @@ def check_permutation(ids, weights, offset: int) -> None:
     expected_row = torch.full((pairs,), pairs, dtype=torch.long)
     expected_row[order] = torch.arange(rows)
     assert torch.equal(out.pair_row.long().cpu(), expected_row)
-    kept = torch.where(local, weights.flatten().cpu(), 0.0)
+    scores = logits.sigmoid().gather(1, ids.long())
+    weights = (scores / (scores.sum(1, keepdim=True) + 1e-20) * 2.5).flatten().cpu()
+    kept = torch.where(local, weights, 0.0)
     # Triton's interpreter truncates to bf16, the hardware rounds
-    torch.testing.assert_close(out.pair_weight.float().cpu(), kept, rtol=2**-7, atol=0.0)
+    torch.testing.assert_close(out.pair_weight.float().cpu(), kept, rtol=2**-7, atol=1e-30)
     assert not y[-1].any() and y[:-1].isnan().all()
 
 
 @pytest.mark.parametrize("num_tokens", [1, 8, 80, 257, 1000])
 def test_permutation(num_tokens):
-    ids, weights = reference_route(*logits_and_bias(num_tokens), 2.5)
-    check_permutation(ids.int(), weights, 96)
+    ids, _ = reference_route(*logits_and_bias(num_tokens), 2.5)
+    check_permutation(ids.int(), 96)
 
 
 @pytest.mark.parametrize("case", ["no local pair", "one expert", "all local"])
@@ -376,8 +392,7 @@ def test_permutation_at_the_edges(case):
     ids = torch.arange(8, dtype=INT32, device=DEVICE).repeat(20, 1)
     ids[:, 0] = {"no local pair": 0, "one expert": 97, "all local": 96}[case]
     ids[:, 1:] += 96 if case == "all local" else 0
-    weights = torch.rand(20, 8, device=DEVICE) + 0.1
-    check_permutation(ids, weights, 96)
+    check_permutation(ids, 96)
 
 
 @pytest.mark.gpu

@@ -20,7 +20,6 @@ from solutions.common.triton_stages import combine, gather, routing, swiglu
 from solutions.deepgemm_moe import gather as deepgemm_gather
 from solutions.deepgemm_moe import swiglu as deepgemm_swiglu
 from solutions.sglang_fp8_blockwise_moe import permute as sgl_permute
-from solutions.sglang_fp8_blockwise_moe import swiglu as sgl_swiglu
 from solutions.triton_fused_moe_v3 import main
 from solutions.triton_fused_moe_v3 import tiles as triton_tiles
 
@@ -45,6 +44,7 @@ def compile_kernel(launcher, constants: tuple, capability: int, num_warps: int):
             signature[name] = {
                 "w": f"tensordesc<fp8e4nv[{G.block}, {G.block}]>",
                 "routed_scaling_factor": "fp32",
+                "factor": "fp32",
             }.get(name, "i32")
     attributes = {
         (i,): [["tt.divisibility", 16]] for i, n in enumerate(runtime) if signature[n][0] == "*"
@@ -79,7 +79,6 @@ def shipped(capability: int):
         yield f"combine_{'weighted' if weighted else 'plain'}", combine._combine, constants, 4
     yield "gather", gather._gather, (h, i, experts, G.top_k, G.block, 8192, True), 4
     yield "swiglu_quantize", swiglu._swiglu_quantize, (i, experts, G.block, True), swiglu.NUM_WARPS
-    yield "sgl_swiglu", sgl_swiglu._swiglu, (i, experts, G.block, True), swiglu.NUM_WARPS
     constants = (h, G.top_k, G.block, 8192, True)
     yield "deepgemm_gather", deepgemm_gather._gather, constants, 4
     for rows in (16, 32, 64, 128):
@@ -93,7 +92,17 @@ def shipped(capability: int):
     yield "sgl_count", sgl_permute._count, (many.tokens * G.top_k, experts, True), many.warps
     for block in (few, many):
         pairs = block.tokens * G.top_k
-        constants = (pairs, block.chunk, experts, h, 8192, block == many, True)
+        constants = (
+            pairs,
+            block.chunk,
+            G.num_experts,
+            experts,
+            G.top_k,
+            h,
+            8192,
+            block == many,
+            True,
+        )
         yield f"sgl_permute_{block.tokens}", sgl_permute._permute, constants, block.warps
     for tiles in triton_tiles.SM_90 if capability == 90 else triton_tiles.SM_100:
         for name, launcher in (("gemm1", main._gemm1), ("gemm2", main._gemm2)):

@@ -26,8 +26,6 @@ SCHEMAS = (
     "es_fp8_blockwise_scaled_grouped_mm(Tensor output, Tensor a, Tensor b, Tensor scales_a, "
     "Tensor scales_b, Tensor stride_a, Tensor stride_b, Tensor stride_d, Tensor problem_sizes, "
     "Tensor expert_offsets, Tensor workspace) -> ()",
-    "sgl_per_token_group_quant_8bit(Tensor input, Tensor output_q, Tensor output_s, "
-    "int group_size, float eps, float fp8_min, float fp8_max, bool scale_ue8m0) -> ()",
     "apply_shuffle_mul_sum(Tensor input, Tensor output, Tensor permutation, Tensor? factors) -> ()",
 )
 
@@ -85,15 +83,6 @@ def grouped_mm(out, a_ptrs, b_ptrs, out_ptrs, a_scales_ptrs, b_scales_ptrs, a, b
                   workspace)  # fmt: skip
 
 
-def quantize(x, q, scales, group_size, eps, low, high, ue8m0):
-    assert x.is_contiguous() and q.is_contiguous() and scales.dim() == 2 and not ue8m0
-    assert (group_size, eps, low, high) == (128, 1e-10, -448.0, 448.0)
-    groups = x.float().view(-1, group_size)
-    amax = groups.abs().nan_to_num(0.0, posinf=float("inf")).amax(1, keepdim=True).clamp_min(eps)
-    scales.copy_((amax / high).view(scales.shape))
-    q.copy_((groups * (high / amax)).clamp(low, high).view(q.shape))
-
-
 def apply_shuffle_mul_sum(rows, output, permutation, factors):
     tokens, top_k = len(output), len(permutation) // len(output)
     assert len(permutation) == tokens * top_k and factors.numel() == tokens * top_k
@@ -108,7 +97,7 @@ def install() -> None:
     if HAS_SGL_KERNEL or "sgl_kernel" in sys.modules:
         return
     library = torch.library.Library("sgl_kernel", "DEF")
-    functions = (moe_fused_gate, grouped_mm, es_grouped_mm, quantize, apply_shuffle_mul_sum)
+    functions = (moe_fused_gate, grouped_mm, es_grouped_mm, apply_shuffle_mul_sum)
     for schema, function in zip(SCHEMAS, functions, strict=True):
         library.define(schema)
         library.impl(schema.partition("(")[0], function, "CPU")

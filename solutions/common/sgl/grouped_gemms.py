@@ -37,6 +37,18 @@ class Kernel(Enum):
     ES = "es_fp8_blockwise: each expert by its own rows, <= 32, <= 64 or more; sm_90 only"
 
 
+@lru_cache
+def _strides(geometry: Geometry, device: torch.device) -> torch.Tensor:
+    """int64 [3, E]: H, I and 2I for every expert.
+
+    The host waits for this copy, so they are there for calls on any stream. That is not allowed
+    during the capture of a CUDA graph: the first call of a process must come before.
+    """
+    i = geometry.intermediate_size
+    values = (geometry.hidden_size, i, 2 * i)
+    return torch.tensor([[value] * geometry.num_local_experts for value in values], device=device)
+
+
 class GroupedGemms:
     """Both GEMMs of the layer for T tokens: fixed-size operands, buffers, and the calls.
 
@@ -47,15 +59,12 @@ class GroupedGemms:
     """
 
     def __init__(self, geometry: Geometry, num_tokens: int, device: torch.device):
-        """Allocate everything, uninitialised but for the strides."""
+        """Allocate everything, uninitialised."""
         h, i, block = geometry.hidden_size, geometry.intermediate_size, geometry.block
         experts, rows = geometry.num_local_experts, max_rows(geometry, num_tokens)
 
         def empty(*shape: int, dtype: torch.dtype) -> torch.Tensor:
             return torch.empty(shape, dtype=dtype, device=device)
-
-        def strides(value: int) -> torch.Tensor:
-            return torch.full((experts,), value, dtype=torch.int64, device=device)
 
         tall = max(rows, SMALL_M_ROWS + 1)
         self._tall_x = empty(tall, h, dtype=torch.float8_e4m3fn)
@@ -71,7 +80,7 @@ class GroupedGemms:
         self.gemm1_sizes = empty(experts, 3, dtype=torch.int32)
         self.gemm2_sizes = empty(experts, 3, dtype=torch.int32)
         self._starts = self.expert_offsets[:-1]
-        self._stride_h, self._stride_i, self._stride_2i = strides(h), strides(i), strides(2 * i)
+        self._stride_h, self._stride_i, self._stride_2i = _strides(geometry, device)
         # scratch of the op: addresses per expert of a, b, out and the scales; layouts of the scales
         self._pointers = [empty(experts, dtype=torch.int64) for _ in range(5)]
         self._layouts = [empty(experts, 5, dtype=torch.int32) for _ in range(2)]
@@ -103,8 +112,8 @@ def reused(make: Callable) -> Callable:
 
     Creating the dozen tensors that the ops want takes longer than the rest of a call's host work.
     The latest ones are kept, per stream and thread: calls on one stream run one after the other,
-    so none sees its buffers change. As they outlive the call, do not capture calls of different
-    num_tokens into CUDA graphs on a stream that is used without a graph, too.
+    so none sees its buffers change. A call that is captured into a CUDA graph gets buffers of its
+    own, from the graph's memory: replayed, it may follow any other call, and outlive it.
     """
 
     @lru_cache(maxsize=1)
@@ -114,6 +123,8 @@ def reused(make: Callable) -> Callable:
     @wraps(make)
     def get(geometry: Geometry, num_tokens: int, device: torch.device):
         on_cuda = device.type == "cuda"
+        if on_cuda and torch.cuda.is_current_stream_capturing():
+            return make(geometry, num_tokens, device)
         stream = torch._C._cuda_getCurrentRawStream(device.index) if on_cuda else 0
         return cached(geometry, num_tokens, device, stream, get_ident())
 

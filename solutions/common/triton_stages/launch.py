@@ -8,6 +8,8 @@ what was compiled, and hands it addresses.
 import torch
 from triton import knobs
 
+from ..once import COMPILER
+
 INTERPRETING = knobs.runtime.interpret  # which Triton decides when it decorates a kernel
 
 
@@ -36,7 +38,9 @@ class Launcher:
         key = (device, constants, *options.values())
         compiled = self._compiled.get(key)
         if compiled is None:
-            compiled = self._compiled[key] = self._compile(arguments, constants, options)
+            with COMPILER:
+                compiled = self._compiled.get(key) or self._compile(arguments, constants, options)
+                self._compiled[key] = compiled
         launch, function, metadata = compiled
         stream = torch._C._cuda_getCurrentRawStream(device)
         launch(*grid, stream, function, metadata, None, None, None, *arguments, *constants)

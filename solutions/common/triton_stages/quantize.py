@@ -25,6 +25,17 @@ def _e4m3_bits(x):
 
 
 @triton.jit
+def operand(x):
+    """e4m3 as tl.dot takes it. Triton's interpreter reads the two bytes of NaN as 480 and -480, so
+    on the CPU the values are decoded here."""
+    if INTERPRETING:
+        is_nan = (x.to(tl.uint8, bitcast=True) & 0x7F) == 0x7F
+        return tl.where(is_nan, float("nan"), x.to(tl.float32))
+    else:
+        return x
+
+
+@triton.jit
 def quantize_e4m3(x):
     """fp32 [rows, 128] -> e4m3 [rows, 128] and one fp32 scale per row, x = q * scale."""
     amax = tl.maximum(tl.max(tl.abs(x), 1), MIN_AMAX)

@@ -17,9 +17,12 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
+from triton.language.extra import libdevice
 
 from ..geometry import Geometry, max_aligned_rows
 from .launch import Launcher, addresses
+
+INTERPRETING = tl.constexpr(triton.knobs.runtime.interpret)
 
 
 class Routing(NamedTuple):
@@ -60,8 +63,22 @@ def _take_max(keys, ids, TAKEN: tl.constexpr, NUM_IDS: tl.constexpr):
 
 
 @triton.jit
-def _sigmoid(x):
-    return 1.0 / (1.0 + tl.exp(-x))
+def sigmoid(x):
+    """Bit for bit torch.sigmoid on a GPU, but for results below 2^-126.
+
+    Where biased scores nearly tie, the last bit decides which expert is picked. So the exponential
+    is not the hardware's approximation, and the division the correctly rounded one, written out
+    without a branch as in ..cutedsl.routing.
+    """
+    if INTERPRETING:
+        return 1.0 / (1.0 + tl.exp(-x))
+    else:
+        d = 1.0 + libdevice.exp(-x)
+        approximate = tl.inline_asm_elementwise(
+            "rcp.approx.ftz.f32 $0, $1;", "=f,f", [d], dtype=tl.float32, is_pure=True, pack=1
+        )
+        exact = tl.fma(approximate, tl.fma(-d, approximate, 1.0), approximate)
+        return tl.where(d < 2.0**126, exact, approximate)
 
 
 @triton.jit
@@ -70,7 +87,7 @@ def _load_keys(row, bias_ptr, expert):
 
     row [BLOCK_T, 1]: the tokens' logits.
     """
-    score = _sigmoid(tl.load(row + expert)) + tl.load(bias_ptr + expert).to(tl.float32)
+    score = sigmoid(tl.load(row + expert)) + tl.load(bias_ptr + expert).to(tl.float32)
     return _sortable(score)
 
 
@@ -137,8 +154,8 @@ def _select(
         chosen = tl.where(slot == k, best, chosen)
         picked = tl.where(local == best, 1, picked)
     picked = tl.where((token < num_tokens)[:, None], picked, 0)
-    scores = _sigmoid(tl.load(row + chosen))
-    weight = _sigmoid(tl.load(row + local, mask=picked == 1, other=0.0))
+    scores = sigmoid(tl.load(row + chosen))
+    weight = sigmoid(tl.load(row + local, mask=picked == 1, other=0.0))
     total = tl.sum(scores, 1, keep_dims=True) + 1e-20
     return picked, weight / total * routed_scaling_factor
 
