@@ -2,9 +2,11 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import engine_call
 import pack as pack_script
@@ -17,6 +19,7 @@ from flashinfer_bench import ApplyConfig, apply, enable_apply
 from flashinfer_bench.data import Solution, load_json_file
 from toy_bundle import DEFINITION as TOY_DEFINITION
 from toy_bundle import control, make_bundle
+from trace_factory import make_trace, write_traces
 
 from solutions.torch_moe.main import run as torch_moe
 
@@ -27,6 +30,13 @@ CONFIG = ApplyConfig(max_atol=math.inf, max_rtol=math.inf, on_miss_policy="use_d
 def write(monkeypatch, *arguments) -> int:
     monkeypatch.setattr(sys, "argv", ["pack.py", "--apply", *map(str, arguments)])
     return pack_script.main()
+
+
+def traced_at_one_token(name: str, folder: Path) -> str:
+    """The dataset at `folder`, its traces replaced by one of seq_len 1 of this solution."""
+    shutil.rmtree(folder / "traces", ignore_errors=True)
+    write_traces(folder, [make_trace(name, max_error=1e6)])
+    return str(folder)
 
 
 def expected(arguments: dict) -> torch.Tensor:
@@ -40,7 +50,7 @@ def expected(arguments: dict) -> torch.Tensor:
 def test_flashinfer_bench_applies_it(tmp_path, monkeypatch, seq_len):
     assert write(monkeypatch, "torch_moe", "--into", tmp_path / "out") == 0
     arguments = layer_inputs(seq_len)
-    with enable_apply(str(tmp_path / "out"), CONFIG):
+    with enable_apply(traced_at_one_token("torch_moe", tmp_path / "out"), CONFIG):
         result = apply(DEFINITION, args=tuple(arguments.values()))
         given = torch.empty_like(result)
         apply(DEFINITION, args=(*arguments.values(), given))
@@ -86,7 +96,7 @@ def test_flashinfer_bench_applies_v3(tmp_path, monkeypatch):
     pytest.importorskip("cutlass")
     assert write(monkeypatch, "cutedsl_moe_fp8_v3", "--into", tmp_path / "out") == 0
     arguments = layer_inputs(9)
-    with enable_apply(str(tmp_path / "out"), CONFIG):
+    with enable_apply(traced_at_one_token("cutedsl_moe_fp8_v3", tmp_path / "out"), CONFIG):
         result = apply(DEFINITION, args=tuple(arguments.values()))
     reference = expected(arguments)
     assert (result.float() - reference.float()).norm() < 0.04 * reference.float().norm()
@@ -125,11 +135,12 @@ def test_dataset_holds_the_solution_alone(toy, tmp_path, monkeypatch):
     assert write(monkeypatch, "good", "--local", toy, "--into", tmp_path / "out") == 0
 
 
-def test_only_traces_of_the_solution_come_along(tmp_path, monkeypatch):
-    assert write(monkeypatch, "torch_moe", "--into", tmp_path / "out") == 0
+def test_only_traces_of_the_solution_come_along(toy, tmp_path, monkeypatch):
+    write_traces(toy, [make_trace(name, definition=TOY_DEFINITION) for name in ("good", "other")])
+    assert write(monkeypatch, "good", "--local", toy, "--into", tmp_path / "out") == 0
     (path,) = (tmp_path / "out" / "traces").rglob("*.jsonl")
-    ours = [json.loads(line) for line in path.read_text().splitlines()]
-    assert ours and {trace["solution"] for trace in ours} == {"torch_moe"}
+    (trace,) = path.read_text().splitlines()
+    assert json.loads(trace)["solution"] == "good"
 
 
 def test_other_folders_are_left_alone(toy, tmp_path, monkeypatch, capsys):
