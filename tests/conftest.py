@@ -27,10 +27,10 @@ def seeded():
     torch.manual_seed(0)
 
 
-def pytest_collection_modifyitems(items):
-    """Tests marked `gpu` are skipped, visibly, on a machine without a CUDA device."""
-    if HAS_CUDA:
-        return
+def pytest_collection_modifyitems(config, items):
+    """Skip what is marked `gpu` without a CUDA device, and what is marked `long` unless asked."""
     for item in items:
-        if item.get_closest_marker("gpu"):
+        if item.get_closest_marker("gpu") and not HAS_CUDA:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+        if item.get_closest_marker("long") and "long" not in config.getoption("markexpr"):
+            item.add_marker(pytest.mark.skip(reason="takes minutes: -m long"))

@@ -22,7 +22,7 @@ from .processes import descendants, die_with_parent, end_descendants, inherit_or
 SCRIPTS = Path(__file__).resolve().parents[2]
 START_SECONDS = 120.0
 """For the imports, on a slow disk."""
-REAP_SECONDS = 10.0
+REAP_SECONDS = 6.0
 PROGRAM = (
     f"import sys; sys.path.insert(0, {str(SCRIPTS)!r}); "
     "from bundle.sandbox.launcher import serve; serve(int(sys.argv[1]), int(sys.argv[2]))"

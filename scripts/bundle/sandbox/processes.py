@@ -69,7 +69,7 @@ def memory_of(pids: Iterable[int]) -> int:
     return total
 
 
-def end_descendants(spared: Iterable[int] = (), seconds: float = 5.0) -> dict[int, int]:
+def end_descendants(spared: Iterable[int] = (), seconds: float = 4.0) -> dict[int, int]:
     """Kill and reap all descendants of this process but `spared` and theirs.
 
     Returns the wait status of each child by pid. A process that the kernel does not let go within

@@ -1,0 +1,91 @@
+"""Honest and hostile solutions side by side: each has its own result, and nothing is left."""
+
+import gc
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+from bundle.dataset.loading import load_dataset
+from bundle.runs.cpu_runner import cpu_benchmark
+from bundle.runs.harness import make_config
+from bundle.runs.jobs import Job, run_job, split
+from bundle.runs.store import read_traces
+from bundle.sandbox.processes import descendants
+from bundle.sandbox.solution_process import Limits
+from flashinfer_bench.data import TraceSet
+from hostile import CASES
+from toy_bundle import DEFINITION, control, make_bundle, packed
+
+SECONDS = 4.0
+LIMITS = Limits(SECONDS, memory_bytes=8 << 30, printed_bytes=64 << 20)
+CONFIG = {"warmup_runs": 1, "iterations": 1, "num_trials": 1, "rtol": 1e-2, "atol": 1e-2}
+HONEST = ("honest_first", "honest_middle", "honest_last")
+
+
+def state():
+    """Processes below this one, its open files, and folders of solutions."""
+    gc.collect()
+    files = len(list(Path("/proc/self/fd").iterdir()))
+    folders = sorted(Path(tempfile.gettempdir()).glob("solution_*"))
+    return descendants(os.getpid()), files, folders
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    root = tmp_path_factory.mktemp("hostile")
+    sources = {name: case.source for name, case in CASES.items()}
+    make_bundle(root, sources | dict.fromkeys(HONEST, control("good")), (8,))
+    solutions = {solution.name: solution for solution in packed(root)}
+    return root, solutions
+
+
+def run_in(order, bundle, traces_dir):
+    root, solutions = bundle
+    dataset = load_dataset(root)
+    definition = dataset.definitions[DEFINITION]
+    row = dataset.workloads[DEFINITION][0]
+    benchmark = cpu_benchmark(TraceSet(root=root), make_config(**CONFIG), LIMITS)
+    try:
+        for job in split([Job(definition, row, [solutions[name] for name in order])]):
+            list(run_job(benchmark, job, traces_dir))
+    finally:
+        benchmark.close()
+    return {trace.solution: trace.evaluation for trace in read_traces(traces_dir, definition)}
+
+
+def assert_all_right(results):
+    wrong = {}
+    for name, case in CASES.items():
+        result = results[name]
+        last = result.log.strip().splitlines()[-1:] or [""]
+        if result.status.value != case.status or case.message not in last[0]:
+            wrong[name] = (result.status.value, last[0][:300], "expected", case.status)
+    assert wrong == {}
+    for name in HONEST:
+        assert results[name].status.value == "PASSED"
+        assert results[name].correctness.extra["matched_ratio"] == 1.0
+    assert all(len(result.log) < 100_000 for result in results.values())
+
+
+def test_at_least_40_solutions():
+    assert len(CASES) >= 40
+
+
+def test_every_solution_has_its_own_result(bundle, tmp_path):
+    before = state()
+    first, middle, last = HONEST
+    half = len(CASES) // 2
+    order = [first, *list(CASES)[:half], middle, *list(CASES)[half:], last]
+    assert_all_right(run_in(order, bundle, tmp_path))
+    assert state() == before
+
+
+@pytest.mark.long
+def test_in_the_other_order(bundle, tmp_path):
+    before = state()
+    first, middle, last = HONEST
+    half = len(CASES) // 2
+    order = [last, *list(CASES)[:half:-1], middle, *list(CASES)[half::-1], first]
+    assert_all_right(run_in(order, bundle, tmp_path))
+    assert state() == before
