@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
+from bundle.cli import add_format, add_solutions, exit_with, make_parser
 from bundle.comparison.figures import Comparison, compare
 from bundle.comparison.floor import Gpu, Rates
 from bundle.comparison.render import markdown, terminal, to_csv_text, to_json_text
@@ -33,9 +34,7 @@ from rich.console import Console
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument(
         "paths",
         nargs="*",
@@ -44,9 +43,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         help="trace folder, .jsonl file or dataset root (default: the bundle's traces/)",
     )
     parser.add_argument("--definition", help="only this definition (default: a table for each)")
-    parser.add_argument(
-        "--solutions", nargs="+", metavar="NAME", help="only these, in this order (default: all)"
-    )
+    add_solutions(parser, default="all; the order is that of the columns")
     parser.add_argument("--baseline", metavar="SOLUTION", help="show latencies relative to it")
     parser.add_argument(
         "--mix",
@@ -65,9 +62,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         "--fp8-tflops", type=float, metavar="TFLOP/S", help="dense FP8 rate of the GPU (roofline)"
     )
     output = parser.add_mutually_exclusive_group()
-    output.add_argument(
-        "--format", choices=("terminal", "markdown", "csv", "json"), default="terminal"
-    )
+    add_format(output, "csv")
     output.add_argument(
         "--readme",
         type=Path,
@@ -153,8 +148,4 @@ def print_terminal(comparisons: Sequence[Comparison], command: str, out: Path | 
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except (BadInput, OSError) as error:
-        print(f"compare.py: {error}", file=sys.stderr)
-        sys.exit(2)
+    exit_with(main)

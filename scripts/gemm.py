@@ -20,12 +20,13 @@ from functools import partial
 from itertools import product
 
 import torch
+from bundle.cli import exit_with
 from bundle.paths import ROOT, BadInput
 from bundle.probes.cases import Case, named_cases, use_solutions
 from bundle.probes.gemm import GemmReport, GemmRow, gemm_sheets
 from bundle.probes.grouped_gemms import NOT_ALONE, Kernel, kernels
 from bundle.probes.problem import BLOCK, FP8, Launch, Problem
-from bundle.probes.reporting import Task, exit_with, report_parser, run_report
+from bundle.probes.reporting import Task, report_parser, run_report
 from bundle.probes.roofline import rates
 from bundle.probes.timer import Timer
 from bundle.runs.requirements import current_device, why_not
@@ -185,11 +186,11 @@ def main(arguments: Sequence[str]) -> int:
     options = parse_arguments(arguments)
 
     def sheets(report: GemmReport) -> list:
-        gpu = rates(options.out, report.provenance.hardware)
+        gpu = rates(options.data, report.provenance.hardware)
         return gemm_sheets(report, options.baseline, gpu)
 
     return run_report(GemmReport, partial(plan, options), sheets, options, arguments)
 
 
 if __name__ == "__main__":
-    exit_with(main, "gemm.py")
+    exit_with(main)

@@ -23,10 +23,11 @@ import argparse
 from collections.abc import Sequence
 from functools import partial
 
+from bundle.cli import add_solutions, add_workloads, exit_with
 from bundle.probes.cases import ROUTINGS, Arguments, Case, named_cases, routed_case, solutions_here
 from bundle.probes.layer import LayerReport, layer_sheets
 from bundle.probes.layer_probe import LayerProbe
-from bundle.probes.reporting import Task, exit_with, report_parser, run_report
+from bundle.probes.reporting import Task, report_parser, run_report
 from bundle.probes.roofline import rates
 from bundle.probes.timer import Timer
 from bundle.runs.requirements import current_device
@@ -38,8 +39,8 @@ OF_TABLE = "workload"
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser = report_parser(__doc__)
     add = parser.add_argument
-    add("--solutions", nargs="+", metavar="NAME", help="solutions to run (all that can run here)")
-    add("--workloads", nargs="+", type=int, metavar="T", help="seq_lens of workloads (all)")
+    add_solutions(parser)
+    add_workloads(parser)
     add("--routing", nargs="+", choices=ROUTINGS, help="workloads made so instead of the table's")
     add("--seq-len", type=seq_lens, metavar="T,T,...", help="their numbers of tokens")
     add(
@@ -88,10 +89,10 @@ def main(arguments: Sequence[str]) -> int:
     options = parse_arguments(arguments)
 
     def sheets(report: LayerReport) -> list[Sheet]:
-        return layer_sheets(report, rates(options.out, report.provenance.hardware))
+        return layer_sheets(report, rates(options.data, report.provenance.hardware))
 
     return run_report(LayerReport, partial(plan, options), sheets, options, arguments)
 
 
 if __name__ == "__main__":
-    exit_with(main, "layer.py")
+    exit_with(main)

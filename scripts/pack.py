@@ -10,24 +10,22 @@ With --apply NAME, one solution becomes a small dataset (in build/apply/NAME, or
 an engine substitutes it, by flashinfer_bench.apply or FlashInfer's trace_apply.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
+from bundle.cli import add_dataset, make_parser
 from bundle.console import open_output, printable
 from bundle.dataset.engine import write_engine_dataset
 from bundle.dataset.loading import load_definition
 from bundle.dataset.packing import PACKED_FILE, pack_folders, pack_in_place, solution_folders
 from bundle.dataset.untrusted import is_plain_name
 from bundle.files import replace_file
-from bundle.paths import ROOT, BadInput, check_root
+from bundle.paths import BadInput, check_root
 
 
 def main() -> int:
     open_output()
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="solutions to pack (all)")
     parser.add_argument("--apply", metavar="NAME", help="the solution for an engine to apply")
     parser.add_argument(
@@ -36,9 +34,7 @@ def main() -> int:
         metavar="PATH",
         help="a clone of the dataset that has the definition; with --apply, a new folder",
     )
-    parser.add_argument(
-        "--local", type=Path, default=ROOT, metavar="ROOT", help="the bundle (this one)"
-    )
+    add_dataset(parser)
     arguments = parser.parse_args()
     try:
         names = [arguments.apply] if arguments.apply else arguments.names

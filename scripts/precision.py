@@ -24,6 +24,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from bundle.cli import add_solutions, add_workloads, exit_with
 from bundle.dataset.replicas import NUM_LOCAL_EXPERTS, reference_route
 from bundle.paths import ROOT
 from bundle.probes.cases import (
@@ -54,7 +55,7 @@ from bundle.probes.precision import (
     precision_sheets,
 )
 from bundle.probes.problem import Problem
-from bundle.probes.reporting import Task, exit_with, report_parser, run_report
+from bundle.probes.reporting import Task, report_parser, run_report
 from bundle.probes.store import Key
 from bundle.runs.requirements import current_device, why_not
 
@@ -67,12 +68,10 @@ BLOCKS = (128, 64, 0)  # columns per scale of the requantised intermediate; 0: n
 def parse_arguments(arguments: Sequence[str], on_gpu: bool) -> argparse.Namespace:
     parser = report_parser(__doc__)
     add = parser.add_argument
-    workloads, probe = ((1, 58, 901), 256) if on_gpu else ((1,), 1)
-    add("--solutions", nargs="+", metavar="NAME", help="solutions to run (all that can run here)")
-    add(
-        "--workloads", nargs="+", type=int, default=workloads, metavar="T",
-        help=f"seq_lens of workloads (here: {workloads})",
-    )  # fmt: skip
+    workloads, probe = (["1", "58", "901"], 256) if on_gpu else (["1"], 1)
+    add_solutions(parser)
+    add_workloads(parser, default=f"here: {', '.join(workloads)}")
+    parser.set_defaults(workloads=workloads)
     add("--no-stages", action="store_true", help="only outputs")
     add("--probe-tokens", type=int, default=probe, metavar="T", help=f"for stages (here: {probe})")
     return parser.parse_args(arguments)
@@ -279,4 +278,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    exit_with(main, "precision.py")
+    exit_with(main)

@@ -10,11 +10,11 @@ workloads/moe/<DEF>.csv (the table behind the workloads) or of bundle/dataset/re
 generator, whose results the digests pin).
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
 
+from bundle.cli import add_dataset, make_parser
 from bundle.dataset.replicas import (
     DEFINITION,
     digests_path,
@@ -26,21 +26,16 @@ from bundle.dataset.replicas import (
     workload_lines,
     write_blobs,
 )
-from bundle.paths import ROOT
 from rich.console import Console
 from rich.progress import track
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--check", action="store_true", help="only say which blobs are bad")
     mode.add_argument("--sync", action="store_true", help="rewrite the derived committed files")
-    parser.add_argument(
-        "--local", type=Path, default=ROOT, metavar="ROOT", help="the bundle (this one)"
-    )
+    add_dataset(parser)
     arguments = parser.parse_args()
     root, console = arguments.local.resolve(), Console(soft_wrap=True, highlight=False)
     try:

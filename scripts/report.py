@@ -16,6 +16,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from bundle.cli import add_data, exit_with, make_parser
 from bundle.comparison.traces import load_traces
 from bundle.files import replace_section, write_whole
 from bundle.page.headlines import headlines
@@ -23,19 +24,15 @@ from bundle.page.page import Page, machines_of, render, solutions_of
 from bundle.page.plots import png
 from bundle.page.views import line_plots
 from bundle.paths import ROOT, BadInput
-from bundle.probes.reporting import exit_with
-from bundle.probes.store import DATA
 
 TITLE = "DeepSeek-V3's FP8 MoE layer: solutions compared"
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
+    add_data(parser)
     add = parser.add_argument
     add("--traces", nargs="+", type=Path, metavar="PATH", help="trace folders or files (traces/)")
-    add("--data", type=Path, default=DATA, metavar="DIR", help="the reports (docs/data)")
     add("--out", type=Path, default=ROOT / "docs/report.html", metavar="FILE", help="the page")
     add("--images", type=Path, default=ROOT / "docs/img", metavar="DIR", help="folder of the PNGs")
     add("--title", default=TITLE)
@@ -86,4 +83,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    exit_with(main, "report.py")
+    exit_with(main)

@@ -17,9 +17,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from bundle.cli import exit_with
 from bundle.comparison.traces import load_traces
 from bundle.paths import ROOT
-from bundle.probes.reporting import Task, exit_with, report_parser, run_report
+from bundle.probes.reporting import Task, report_parser, run_report
 from bundle.probes.roofline import RateRow, RooflineReport, measurements, roofline_sheets
 from bundle.probes.timer import Timer
 
@@ -54,4 +55,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    exit_with(main, "roofline.py")
+    exit_with(main)

@@ -20,11 +20,12 @@ import sys
 from pathlib import Path
 
 import torch
+from bundle.cli import add_dataset, add_solutions, add_workloads, make_parser
 from bundle.console import open_output, printable
 from bundle.dataset.loading import check_blobs, describe, load_dataset
 from bundle.dataset.packing import pack_in_place, solution_folders
 from bundle.dataset.replicas import prepare
-from bundle.paths import ROOT, BadInput, check_root
+from bundle.paths import BadInput, check_root
 from bundle.runs.cpu_runner import cpu_benchmark
 from bundle.runs.harness import make_config
 from bundle.runs.jobs import Job, run_job, split, unfinished
@@ -74,19 +75,12 @@ def main() -> int:
 
 
 def parse_arguments(device: Device) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     add = parser.add_argument
-    add("--local", type=Path, default=ROOT, metavar="ROOT", help="dataset (default: this bundle)")
+    add_dataset(parser)
     add("--definitions", nargs="+", metavar="NAME", help="definitions to run (all)")
-    add("--solutions", nargs="+", metavar="NAME", help="solutions to run (all that can run here)")
-    add(
-        "--workloads",
-        nargs="+",
-        metavar="W",
-        help="workloads to run, each a value of a variable axis (1,7: seq_len 1 and 7) or a uuid",
-    )
+    add_solutions(parser)
+    add_workloads(parser)
     add("--traces", type=Path, metavar="DIR", help="folder for the traces")
     add("--resume", action="store_true", help="skip what has a trace in --traces")
     add("--rtol", type=float, default=0.2, help="relative tolerance (%(default)s)")

@@ -17,6 +17,7 @@ import argparse
 from collections.abc import Sequence
 from functools import partial
 
+from bundle.cli import add_solutions, add_workloads, exit_with
 from bundle.probes.cases import (
     Arguments,
     Case,
@@ -27,21 +28,21 @@ from bundle.probes.cases import (
     synthetic_case,
 )
 from bundle.probes.profiler import profile
-from bundle.probes.reporting import Task, exit_with, report_parser, run_report
+from bundle.probes.reporting import Task, report_parser, run_report
 from bundle.probes.stage_names import summarize
 from bundle.probes.stages import StageReport, StageRow, stage_sheets
 from bundle.probes.timer import Timer
 from bundle.runs.requirements import current_device
 
-WORKLOADS = (58, 901, 14107)
+WORKLOADS = ("58", "901", "14107")
 PROFILED = 5  # calls of each solution
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser = report_parser(__doc__)
     add = parser.add_argument
-    add("--solutions", nargs="+", metavar="NAME", help="solutions to run (all that can run here)")
-    add("--workloads", nargs="+", type=int, metavar="T", help=f"seq_lens of workloads {WORKLOADS}")
+    add_solutions(parser)
+    add_workloads(parser, default=", ".join(WORKLOADS))
     add("--seq-len", type=int, metavar="T", help="a synthetic workload of T tokens instead")
     add("--experts-active", type=int, metavar="N", help="local experts that its tokens go to")
     add("--baseline", metavar="SOLUTION", help="show times relative to it")
@@ -119,4 +120,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    exit_with(main, "stages.py")
+    exit_with(main)

@@ -22,12 +22,13 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from bundle.cli import add_dataset, add_solutions, add_workloads, exit_with
 from bundle.console import open_output, printable
 from bundle.dataset.loading import describe, load_dataset
 from bundle.dataset.packing import pack_in_place, solution_folders
 from bundle.dataset.replicas import prepare
-from bundle.paths import ROOT, check_root
-from bundle.probes.reporting import Task, exit_with, report_parser, run_report
+from bundle.paths import check_root
+from bundle.probes.reporting import Task, report_parser, run_report
 from bundle.probes.store import Failed
 from bundle.probes.verification import (
     VerificationReport,
@@ -53,9 +54,9 @@ TOLERANCES = {"rtol": 0.2, "atol": 0.1, "required_matched_ratio": 0.85}
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser = report_parser(__doc__)
     add = parser.add_argument
-    add("--local", type=Path, default=ROOT, metavar="ROOT", help="dataset (default: this bundle)")
-    add("--solutions", nargs="+", metavar="NAME", help="solutions (all that can run here)")
-    add("--workloads", nargs="+", metavar="W", help="as for run.py (the smallest, and seq_len 58)")
+    add_dataset(parser)
+    add_solutions(parser)
+    add_workloads(parser, default="the smallest, and seq_len 58")
     add("--timeout", type=int, default=600, metavar="S", help="seconds per solution (%(default)s)")
     return parser.parse_args(arguments, argparse.Namespace(definitions=None))
 
@@ -161,4 +162,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    exit_with(main, "verify.py")
+    exit_with(main)

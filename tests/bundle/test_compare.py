@@ -518,7 +518,7 @@ def test_the_command_ends_in_a_message_not_a_traceback(tmp_path):
     command = [sys.executable, str(ROOT / "scripts" / "compare.py"), str(tmp_path / "nowhere")]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 2
-    assert result.stderr == f"compare.py: {tmp_path / 'nowhere'}: no such file or folder\n"
+    assert result.stderr == f"error: {tmp_path / 'nowhere'}: no such file or folder\n"
 
 
 @pytest.mark.parametrize("form", ["terminal", "markdown", "csv", "json"])

@@ -230,25 +230,25 @@ def test_the_old_report_stays_until_there_is_something_new(tmp_path):
 @pytest.mark.parametrize("script", [stages_script, gemm, roofline])
 def test_without_a_gpu_stored_results_are_shown(script, tmp_path, capsys):
     with pytest.raises(BadInput, match="no .* report there; on a machine with a GPU"):
-        script.main(["--out", str(tmp_path)])
+        script.main(["--data", str(tmp_path)])
     for made in all_reports():
         save(made, report_path(tmp_path, type(made), H200))
     capsys.readouterr()
-    assert script.main(["--out", str(tmp_path)]) == 0
+    assert script.main(["--data", str(tmp_path)]) == 0
     shown = capsys.readouterr()
     assert "nothing can be measured" in shown.err
     for fact in (H200, "580.95.05", "2.13.0+cu130", "0.1.2", "2026-11-20", "python scripts/"):
         assert fact in shown.out
-    assert script.main(["--out", str(tmp_path), "--show", "--format", "markdown"]) == 0
+    assert script.main(["--data", str(tmp_path), "--show", "--format", "markdown"]) == 0
     shown = capsys.readouterr()
     assert "| --: |" in shown.out and "nothing can be measured" not in shown.err
-    assert script.main(["--out", str(tmp_path), "--show", "--format", "json"]) == 0
+    assert script.main(["--data", str(tmp_path), "--show", "--format", "json"]) == 0
     assert json.loads(capsys.readouterr().out)["provenance"]["hardware"] == H200
 
 
 def test_a_run_measures_stores_and_shows(tmp_path, capsys):
-    options = report_parser("").parse_args(["--out", str(tmp_path)])
-    arguments = ["--out", str(tmp_path), "--resume"]
+    options = report_parser("").parse_args(["--data", str(tmp_path)])
+    arguments = ["--data", str(tmp_path), "--resume"]
     tasks = [measured("read"), raises("gemm", RuntimeError("no cuBLAS"))]
     status = run_report(
         RooflineReport, lambda: tasks, roofline_sheets, options, arguments, measures_on_cpu=True
@@ -257,7 +257,7 @@ def test_a_run_measures_stores_and_shows(tmp_path, capsys):
     (path,) = tmp_path.iterdir()
     stored = load(RooflineReport, path)
     assert stored.rows[0].us == 2.0
-    assert stored.provenance.command == f"python scripts/roofline.py --out {tmp_path}"
+    assert stored.provenance.command == f"python scripts/roofline.py --data {tmp_path}"
     assert "no cuBLAS" in capsys.readouterr().out
 
 
@@ -417,10 +417,10 @@ def test_impossible_synthetic_routing_is_refused(arguments, wording):
 
 
 def test_named_cases_are_those_of_the_table():
-    assert [case.name for case in named_cases([901, 1])] == ["T=1", "T=901"]
-    assert sum(named_cases([58])[0].loads()) == 77
-    with pytest.raises(BadInput, match="--workloads: expected some of .*got .3."):
-        named_cases([3])
+    assert [case.name for case in named_cases(["901", "1"])] == ["T=1", "T=901"]
+    assert sum(named_cases(["58"])[0].loads()) == 77
+    with pytest.raises(BadInput, match="--workloads: expected some of .*got 3"):
+        named_cases(["3"])
 
 
 # Grouped GEMM ----------------------------------------------------------------------------------

@@ -95,7 +95,7 @@ def test_controls_on_cuda(bench, name):
 def test_script_stores_and_shows_the_verdicts(tmp_path):
     mains = {name: control(name) for name in ("good", "cached_output")}
     root = make_bundle(tmp_path / "bundle", mains, (8,))
-    command = [sys.executable, ROOT / "scripts" / "verify.py", "--local", root, "--out", tmp_path]
+    command = [sys.executable, ROOT / "scripts" / "verify.py", "--local", root, "--data", tmp_path]
     finished = subprocess.run(command, capture_output=True, text=True)
     assert finished.returncode == 1, finished.stderr
     assert "nothing found" in finished.stdout
@@ -111,7 +111,7 @@ def test_script_stores_and_shows_the_verdicts(tmp_path):
 def test_script_on_this_bundle(tmp_path):
     """The PyTorch solution of the real layer, with every input changed in turn."""
     command = [sys.executable, ROOT / "scripts" / "verify.py", "--solutions", "torch_moe"]
-    finished = subprocess.run([*command, "--out", tmp_path], capture_output=True, text=True)
+    finished = subprocess.run([*command, "--data", tmp_path], capture_output=True, text=True)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     (report,) = load_all(VerificationReport, tmp_path)
     assert len(report.rows) == 2

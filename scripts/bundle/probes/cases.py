@@ -72,12 +72,16 @@ def loads_of(ids: torch.Tensor, local_expert_offset: int, num_local_experts: int
     return local.bincount(minlength=num_local_experts).tolist()
 
 
-def named_cases(seq_lens: Sequence[int] | None = None) -> list[Case]:
-    """The workloads of the table that have these seq_lens (all by default), in its order."""
+def named_cases(wanted: Sequence[str] | None = None) -> list[Case]:
+    """The table's workloads that have one of these seq_lens or uuids; by default all."""
     rows = read_table(ROOT)
-    known = {row.seq_len for row in rows}
-    if unknown := [seq_len for seq_len in seq_lens or () if seq_len not in known]:
-        raise BadInput(f"--workloads: expected some of {sorted(known)}, got {unknown}")
+    keys = {row: {str(row.seq_len), row.uuid, row.official_uuid} for row in rows}
+    known = {key for each in keys.values() for key in each}
+    if unknown := [key for key in wanted or () if key not in known]:
+        seq_lens = ", ".join(str(row.seq_len) for row in rows)
+        raise BadInput(
+            f"--workloads: expected some of {seq_lens}, or uuids; got {', '.join(unknown)}"
+        )
 
     def named(row: Row) -> str:
         alone = sum(other.seq_len == row.seq_len for other in rows) == 1
@@ -91,7 +95,7 @@ def named_cases(seq_lens: Sequence[int] | None = None) -> list[Case]:
         offset, factor = row.local_expert_offset, row.routed_scaling_factor
         return Case(named(row), row.uuid, DEFINITION, row.seq_len, offset, factor, routing)
 
-    return [replica(row) for row in rows if seq_lens is None or row.seq_len in seq_lens]
+    return [replica(row) for row in rows if wanted is None or keys[row] & set(wanted)]
 
 
 def synthetic_case(seq_len: int, experts_active: int, per_token: int | None = None) -> Case:

@@ -26,10 +26,11 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from ..cli import DATA, add_data, add_format, make_parser
 from ..machine import UNKNOWN, bundle_version, now, provenance
 from ..paths import ROOT, BadInput
 from ..sheets import DIM, WIDTH, Sheet, escaped, markdown_table, rich_table
-from .store import DATA, AnyReport, Failed, Key, Report, Row, load_all, report_path, resumed, save
+from .store import AnyReport, Failed, Key, Report, Row, load_all, report_path, resumed, save
 
 CPU_DATA = ROOT / "build" / "data"
 NO_GPU = "No CUDA device here: nothing can be measured, these are stored results."
@@ -43,16 +44,14 @@ class Task:
     measure: Callable[[], Sequence[Row | Failed]]
 
 
-def report_parser(description: str) -> argparse.ArgumentParser:
+def report_parser(description: str | None) -> argparse.ArgumentParser:
     """The options of all report scripts."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(description)
+    add_data(parser)
     add = parser.add_argument
-    add("--out", type=Path, default=DATA, metavar="DIR", help="folder of the data (docs/data)")
     add("--resume", action="store_true", help="keep what the stored report has, measure the rest")
     add("--show", action="store_true", help="only print what is stored")
-    add("--format", choices=("terminal", "markdown", "json"), default="terminal")
+    add_format(parser)
     return parser
 
 
@@ -70,16 +69,16 @@ def run_report(
     """
     progress_console = Console(stderr=True, highlight=False, soft_wrap=True)
     status = 0
-    out = options.out
+    out = options.data
     if out == DATA and not torch.cuda.is_available() and not options.show:
         out = CPU_DATA  # a machine without a GPU has no place among the published ones
     if options.show or not (measures_on_cpu or torch.cuda.is_available()):
         if not options.show:
             progress_console.print(NO_GPU)
-        reports = load_all(kind, options.out)
+        reports = load_all(kind, options.data)
         if not reports:
             raise BadInput(
-                f"{options.out}: no {kind.kind} report there; on a machine with a GPU make one "
+                f"{options.data}: no {kind.kind} report there; on a machine with a GPU make one "
                 f"with `python scripts/{kind.script}`"
             )
     else:
@@ -199,12 +198,3 @@ def show(
                 console.print()
                 console.print(Text(sheet.title, style="bold cyan"))
                 console.print(rich_table(sheet))
-
-
-def exit_with(main: Callable[[Sequence[str]], int], script: str) -> None:
-    """Run a script's main; bad input becomes one line and exit status 2."""
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except (BadInput, OSError) as error:
-        print(f"{script}: {error}", file=sys.stderr)
-        sys.exit(2)

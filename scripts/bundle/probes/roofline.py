@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from ..cli import DATA
 from ..comparison.figures import compare
 from ..comparison.floor import Gpu
 from ..comparison.summaries import percent_sheet
@@ -16,7 +17,7 @@ from ..comparison.traces import TraceRecord
 from ..machine import hardware_name, provenance
 from ..paths import ROOT
 from ..sheets import Entry, Heading, Sheet, number_entry
-from .store import DATA, Report, Row, load, report_path, save
+from .store import Report, Row, load, report_path, save
 from .timer import Call, Timer
 
 BYTES = 4 << 30

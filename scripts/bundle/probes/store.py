@@ -16,9 +16,7 @@ from pydantic import Field, ValidationError
 
 from ..files import write_whole
 from ..machine import Model, Provenance
-from ..paths import ROOT, BadInput
-
-DATA = ROOT / "docs" / "data"
+from ..paths import BadInput
 
 Key = tuple[str | int | None, ...]
 
