@@ -19,6 +19,7 @@ class GemmConfig:
     warpgroups: consumer warpgroups.
     stages: pipeline slots of BLOCK_K columns of a tile's weights and tokens.
     cluster: blocks that take neighbouring tiles and load their weights together (1 or 2).
+    paired: whether they take one tile together instead, each its part of the weight rows.
     """
 
     swap_ab: bool
@@ -27,6 +28,7 @@ class GemmConfig:
     warpgroups: int
     stages: int
     cluster: int = 1
+    paired: bool = False
 
     def __post_init__(self):
         if self.weight_rows not in (128, 256):
@@ -112,7 +114,25 @@ SM_90 = (
 # every configuration, once
 CONFIGS = tuple(candidate.config for _, candidates in SM_90 for candidate in candidates)
 
-TABLES = {90: SM_90}  # by backend, see `architecture`
+# Estimated, never measured: as on the H200 before it chose on the device, with as many stages as
+# shared memory holds. N is set for every tile to its rows, so a wide tile costs a small expert
+# nothing but stages.
+SM_100 = (
+    (128, only(GemmConfig(swap_ab=True, tokens=16, weight_rows=128, warpgroups=1, stages=12))),
+    (512, only(GemmConfig(swap_ab=True, tokens=48, weight_rows=128, warpgroups=1, stages=9))),
+    (1024, only(GemmConfig(swap_ab=True, tokens=80, weight_rows=128, warpgroups=1, stages=8))),
+    (
+        float("inf"),
+        only(
+            GemmConfig(
+                swap_ab=True, tokens=256, weight_rows=256, warpgroups=2, stages=5, cluster=2,
+                paired=True,
+            )
+        ),
+    ),
+)  # fmt: skip
+
+TABLES = {90: SM_90, 100: SM_100}  # by backend, see `architecture`
 
 
 def candidates_for(num_tokens: int, backend: int = 90) -> tuple[Candidate, ...]:

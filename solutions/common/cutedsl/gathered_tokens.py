@@ -42,6 +42,7 @@ class GatheredTokens:
     """See the module's docstring; a `TokenProducer`."""
 
     panel_columns = PANEL_COLUMNS
+    gathering_warps = TOKEN_WARPS
     row_size = TOKEN_WARPS * BUFFER_BYTES
 
     def __init__(self, gemms: MoeGemms):
@@ -92,17 +93,19 @@ class GatheredTokens:
 
     def token_loads(self, act, act_scale, act_rows) -> tuple:
         """(atom, tensor) of x, act, x_scale and act_scale, one after the other."""
-        g, n, rows = self.geometry, self.config.tokens, self.scheduler.row_block
+        g, n, rows = self.geometry, self.config.tokens, self.token_box
         x, x_scale = self.gathered(act, act_scale, act_rows)
         act_rows = cute.assume(act_rows, divby=4)
-        load = cpasync.CopyBulkTensorTileG2SOp()
+        load_scales = cpasync.CopyBulkTensorTileG2SOp()
         box = swizzled((rows, BLOCK_K), (BLOCK_K, 1))
         loads = []
         for tokens, width in ((x, g.hidden_size), (act, g.intermediate_size)):
             tensor = cute.make_tensor(
                 tokens, cute.make_layout((act_rows, width), stride=(width, 1))
             )
-            loads += cpasync.make_tiled_tma_atom(load, tensor, box, (rows, BLOCK_K))
+            loads += cpasync.make_tiled_tma_atom(
+                self.token_operation(), tensor, box, (rows, BLOCK_K)
+            )
         for scales, all_spans, spans in (
             (x_scale, g.hidden_size // BLOCK_K, 1),
             (act_scale, g.intermediate_size // self.config.act_columns, self.config.act_spans),
@@ -111,9 +114,22 @@ class GatheredTokens:
                 scales, cute.make_layout((act_rows, all_spans), stride=(1, act_rows))
             )
             loads += cpasync.make_tiled_tma_atom(
-                load, tensor, cute.make_layout((n, spans)), (n, spans)
+                load_scales, tensor, cute.make_layout((n, spans)), (n, spans)
             )
         return tuple(loads)
+
+    def token_operation(self):
+        """How TMA brings tokens."""
+        return cpasync.CopyBulkTensorTileG2SOp()
+
+    @property
+    def token_box(self) -> int:
+        """Token rows that TMA loads at once."""
+        return self.scheduler.row_block
+
+    def slot_states(self):
+        """Where the warp that loads begins."""
+        return producer_state(self.config.stages)
 
     def gathered(self, act, act_scale, act_rows) -> tuple[cute.Pointer, cute.Pointer]:
         """x and x_scale."""
@@ -180,8 +196,8 @@ class GatheredTokens:
         if thread < 32:
             self.load_slots(block, loads, token_loads, operands)
         else:
-            worker = cute.arch.block_idx()[0] * TOKEN_WARPS + thread // 32 - 1
-            workers = self.num_blocks * TOKEN_WARPS
+            worker = cute.arch.block_idx()[0] * self.gathering_warps + thread // 32 - 1
+            workers = self.num_blocks * self.gathering_warps
             done = self.num_blocks * self.warps  # by `prepare`
             self.gather(done + worker, Int32(workers), operands.act_rows, operands)
             self.combine.rows(
@@ -197,13 +213,13 @@ class GatheredTokens:
         g, offsets = self.geometry, operands.expert_offsets
         h, i = g.hidden_size, g.intermediate_size
         weight_boxes = self.consumers.weight_boxes(block.shared, loads)
-        state, tile_state = producer_state(self.config.stages), consumer_state(QUEUE_SLOTS)
+        state, tile_state = self.slot_states(), consumer_state(QUEUE_SLOTS)
         tile = next_tile(block.queue, tile_state)
         tile_state.advance()
         while tile.gemm != END:
             expert_rows = offsets[tile.expert + 1] - offsets[tile.expert]
             expected = padded(expert_rows, self.scheduler.row_block)
-            expected += select(tile.gemm == GEMM2, tile.gemm1_tiles, 0)
+            expected += select(tile.gemm == GEMM2, self.scheduler.gemm1_count(tile), 0)
             self.scheduler.wait_for(
                 self.scheduler.expert_counter(operands.counters, tile.expert), expected
             )

@@ -19,12 +19,18 @@ from .gathered_tokens import GatheredTokens
 from .moe_gemms import MoeGemms
 from .operands import INPUT_DTYPES, Buffer, Inputs, scratch_at, scratch_size
 from .routing import RoutePermute
-from .sm90.swap_ab import SwapAb
+from .sm90 import swap_ab as sm90
 from .sm90.tokens_on_m import TokensOnM
+from .sm100 import swap_ab as sm100
+from .sm100.paired_swap_ab import PairedSwapAb, PairedTokens
 from .streamed_tokens import StreamedTokens
 
-# (consumers, token producer) with and without swap_ab, by backend
-PARTS = {90: {True: (SwapAb, StreamedTokens), False: (TokensOnM, GatheredTokens)}}
+
+def parts(config: GemmConfig, backend: int) -> tuple:
+    """Consumers and token producer of a configuration, by backend."""
+    if backend == 90:
+        return (sm90.SwapAb, StreamedTokens) if config.swap_ab else (TokensOnM, GatheredTokens)
+    return (PairedSwapAb, PairedTokens) if config.paired else (sm100.SwapAb, StreamedTokens)
 
 
 class MoeLayer:
@@ -41,7 +47,7 @@ class MoeLayer:
         configs = [candidate.config for candidate in candidates]
         num_blocks = num_sms - num_sms % max(config.cluster for config in configs)
         gemms = tuple(
-            MoeGemms(geometry, config, num_blocks, *PARTS[backend][config.swap_ab])
+            MoeGemms(geometry, config, num_blocks, *parts(config, backend))
             for config in configs
         )
         self.gemms = gemms[0] if len(gemms) == 1 else AdaptiveGemms(candidates, gemms)

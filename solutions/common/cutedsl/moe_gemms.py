@@ -109,6 +109,8 @@ class Consumers(Protocol):
     are padded to. roles: what these warps arrive at. weight_bytes: that the weight boxes bring to a
     slot, of all blocks of the cluster. result_size: bytes of shared memory for their results.
     registers: of a producer's and of a consumer's thread, or None to leave them as they are.
+    own_words: of 64 bits of shared memory, for barriers and the like that only they know.
+    slot_rows: rows of weights and of tokens in a slot of a block; scale_slots: slots of scales.
     """
 
     threads: int
@@ -117,8 +119,18 @@ class Consumers(Protocol):
     weight_bytes: int
     result_size: int
     registers: tuple[int, int] | None
+    own_words: int
+    slot_rows: tuple[int, int]
+    scale_slots: int
 
     def __init__(self, geometry: Geometry, config: GemmConfig): ...
+
+    def init_barriers(self, shared) -> None:
+        """Their own, by one thread, with the block's others."""
+
+    def start(self, shared, warp: Int32) -> None:
+        """By all warps, counted from the first consumer's, before the barrier of the block behind
+        which all roles begin."""
 
     def tiled_mma(self) -> cute.TiledMma:
         """The multiplication of a slot."""
@@ -250,19 +262,22 @@ class MoeGemms:
     @cute.jit  # which evaluates the annotations; in other functions they are strings
     def storage(self) -> type:
         """A block's shared memory."""
-        n, r, s = self.config.tokens, self.config.weight_rows, self.config.stages
+        n, s, scale_slots = self.config.tokens, self.config.stages, self.consumers.scale_slots
+        weight_rows, token_rows = self.consumers.slot_rows
         spans, result_size = self.config.act_spans, self.consumers.result_size
-        row_size, struct = self.tokens.row_size, cute.struct
+        row_size, own_words = self.tokens.row_size, self.consumers.own_words
+        struct = cute.struct
 
         @struct
         class Shared:
             ring: struct.MemRange[Int64, 2 * s]
             queue: struct.MemRange[Int64, 2 * QUEUE_SLOTS]
+            own: struct.MemRange[Int64, own_words]
             tiles: struct.Align[struct.MemRange[Int32, RECORD * QUEUE_SLOTS], 16]
-            weight_scale: struct.MemRange[Float32, 2 * s]
-            token_scale: struct.Align[struct.MemRange[Float32, spans * n * s], 128]
-            weights: struct.Align[struct.MemRange[Float8E4M3FN, BLOCK_K * r * s], 1024]
-            tokens: struct.Align[struct.MemRange[Float8E4M3FN, BLOCK_K * n * s], 1024]
+            weight_scale: struct.MemRange[Float32, 2 * scale_slots]
+            token_scale: struct.Align[struct.MemRange[Float32, spans * n * scale_slots], 128]
+            weights: struct.Align[struct.MemRange[Float8E4M3FN, BLOCK_K * weight_rows * s], 1024]
+            tokens: struct.Align[struct.MemRange[Float8E4M3FN, BLOCK_K * token_rows * s], 1024]
             result: struct.Align[struct.MemRange[BFloat16, result_size // 2], 1024]
             rows: struct.Align[struct.MemRange[Float8E4M3FN, row_size], 16]
 
@@ -299,11 +314,13 @@ class MoeGemms:
     def start(self, block: Block, loads: WeightLoads):
         """By all threads of a block, before `sync_cluster`."""
         thread, _, _ = cute.arch.thread_idx()
+        warp = cute.arch.make_warp_uniform(cute.arch.warp_idx())
         if thread == 0:
             self.init_barriers(block, block_rank(self.config.cluster))
-        if cute.arch.make_warp_uniform(cute.arch.warp_idx()) == 0:
+        if warp == 0:
             cpasync.prefetch_descriptor(loads.atom1)
             cpasync.prefetch_descriptor(loads.atom2)
+        self.consumers.start(block.shared, warp - PRODUCER_WARPS)
 
     @cute.jit
     def sync_cluster(self):
@@ -360,6 +377,7 @@ class MoeGemms:
         block.queue.ring.init(
             barriers.queue_full.count, select(rank == 0, first.count, other.count)
         )
+        self.consumers.init_barriers(block.shared)
         cute.arch.mbarrier_init_fence()
 
     @cute.jit

@@ -129,7 +129,7 @@ class StreamedTokens:
                 )  # fmt: skip
             else:
                 ready = self.scheduler.expert_counter(operands.counters, tile.expert)
-                self.scheduler.wait_for(ready, tile.gemm1_tiles)
+                self.scheduler.wait_for(ready, self.scheduler.gemm1_count(tile))
                 blocks, rows = i // BLOCK_K, self.config.weight_rows // BLOCK_K
                 row = tile.expert * (h // BLOCK_K) + tile.n_block * rows
                 first = operands.w2_scale + row * blocks

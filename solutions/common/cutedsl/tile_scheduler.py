@@ -218,7 +218,8 @@ class TileScheduler:
         row_block: int, num_blocks: int,
     ):  # fmt: skip
         for count in (weight_tiles[0], panel_tiles):
-            if count % config.cluster:  # a pair of tiles must not span two GEMMs
+            # a pair of tiles must not span two GEMMs
+            if not config.paired and count % config.cluster:
                 raise ValueError(
                     f"weight_rows must give a multiple of {config.cluster} weight tiles, "
                     f"got {config.weight_rows} for {count}"
@@ -232,6 +233,7 @@ class TileScheduler:
         self.config = config
         self.weight_tiles = weight_tiles
         self.panel_tiles = panel_tiles
+        self.shares = config.cluster if config.paired else 1  # of a tile; each block counts its own
         self.row_block = row_block
         self.num_blocks = num_blocks
 
@@ -250,6 +252,10 @@ class TileScheduler:
     def expert_counter(self, counters: cute.Pointer, expert: Int32) -> cute.Pointer:
         """Counts the expert's gathered rows, where they are gathered, and its GEMM1 tiles."""
         return counters + 1 + expert
+
+    def gemm1_count(self, tile: Tile) -> Int32:
+        """What the finished GEMM1 tiles of the tile's expert add to its counter."""
+        return tile.gemm1_tiles * self.shares
 
     def panel_counters(self, counters: cute.Pointer) -> cute.Pointer:
         """Count each panel's finished GEMM2 tiles."""
@@ -279,7 +285,7 @@ class TileScheduler:
         pending = [Int32(0) for _ in range(QUEUE_SLOTS + 1)]
         left = Int32(QUEUE_SLOTS + 1)  # slots to get: the end record's and one per tile before it
         while left > 0:
-            if cutlass.const_expr(self.config.cluster == 1):
+            if cutlass.const_expr(self.config.cluster == 1 or self.config.paired):
                 tile = tiles.tile(index)
             else:
                 tile = tiles.pair(index, arch.lane_idx())

@@ -48,27 +48,31 @@ def wait_loads() -> None:
 
 
 def load_rows(memory: cute.Pointer, columns: int, thread) -> cute.Tensor:
-    """Start to load `columns` columns (1, 2, 4, .. 128) at `memory`, a lane for each of the 128
+    """Start to load `columns` columns (1, 2, 4, .. 128) at `memory`, a multiple of
+    4 columns, a lane for each of the 128
     threads of a warpgroup; returns their registers [columns] fp32, valid after `wait_loads`."""
-    return _load(tcgen05.Ld32x32bOp, columns, columns, memory, thread)
+    target = cute.make_rmem_tensor((columns,), Float32)
+    _load(tcgen05.Ld32x32bOp, columns, memory, columns, thread, target)
+    return target
 
 
-def load_pairs(memory: cute.Pointer, columns: int, thread) -> cute.Tensor:
-    """Start to load `columns` columns (a multiple of 8) at `memory` in wgmma's order: thread `l` of
-    a warp gets lanes r, r + 8, r + 16, r + 24 of the warp's 32, r = l / 4, and columns
+def load_pairs(memory: cute.Pointer, columns: int, thread, target: cute.Tensor) -> None:
+    """Start to load `columns` columns (8, 16, 32, .. 256) at `memory`, a multiple of 4
+    columns, in wgmma's order: thread `l`
+    of a warp gets lanes r, r + 8, r + 16, r + 24 of the warp's 32, r = l / 4, and columns
     8 j + 2 (l % 4) + c.
 
-    Returns registers [2 (c), 2 (8 lanes), columns / 8 (j), 2 (16 lanes)] fp32, valid after
+    target: registers [2 (c), 2 (8 lanes), columns / 8 (j), 2 (16 lanes)] fp32, valid after
     `wait_loads`.
     """
-    return _load(tcgen05.Ld16x256bOp, columns // 8, columns, memory, thread)
+    _load(tcgen05.Ld16x256bOp, columns // 8, memory, columns, thread, target)
 
 
-def _load(operation, repetition: int, columns: int, memory: cute.Pointer, thread) -> cute.Tensor:
-    source = cute.make_tensor(memory, cute.make_layout((LANES, columns), stride=(LANE, 1)))
+def _load(operation, repetition: int, memory, columns: int, thread, target) -> None:
+    aligned = cute.make_ptr(Float32, memory.toint(), cute.AddressSpace.tmem, assumed_align=16)
+    source = cute.make_tensor(aligned, cute.make_layout((LANES, columns), stride=(LANE, 1)))
     atom = cute.make_copy_atom(operation(tcgen05.Repetition(repetition)), Float32)
     copy = tcgen05.make_tmem_copy(atom, source)
     mine = copy.get_slice(thread)
-    target = cute.make_rmem_tensor(mine.partition_D(source).shape, Float32)
-    cute.copy(copy, mine.partition_S(source), target)
-    return target
+    layout = cute.make_layout(mine.partition_D(source).shape)
+    cute.copy(copy, mine.partition_S(source), cute.make_tensor(target.iterator, layout))
