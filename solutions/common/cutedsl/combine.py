@@ -66,9 +66,7 @@ class Combine:
         """The share of warp `worker` of `workers` in panels[0] .. panels[1] - 1; each waits until
         GEMM2 has written it. buffer: BUFFER_BYTES of shared memory."""
         num_tokens = operands.num_tokens
-        scheduler = self.scheduler
-        tiles = scheduler.tile_list(operands.expert_offsets).total * scheduler.panel_tiles
-        tiles = tiles * scheduler.shares
+        tiles = self.scheduler.tile_list(operands.expert_offsets).total * self.scheduler.panel_count
         self.work(
             self.items(panels[0], num_tokens) + worker, Int32(workers),
             self.items(panels[1], num_tokens), buffer, operands.y, operands.token_rows,

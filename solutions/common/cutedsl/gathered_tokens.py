@@ -93,7 +93,7 @@ class GatheredTokens:
 
     def token_loads(self, act, act_scale, act_rows) -> tuple:
         """(atom, tensor) of x, act, x_scale and act_scale, one after the other."""
-        g, n, rows = self.geometry, self.config.tokens, self.token_box
+        g, rows, scale_rows = self.geometry, self.token_box, self.scale_box
         x, x_scale = self.gathered(act, act_scale, act_rows)
         act_rows = cute.assume(act_rows, divby=4)
         load_scales = cpasync.CopyBulkTensorTileG2SOp()
@@ -114,7 +114,7 @@ class GatheredTokens:
                 scales, cute.make_layout((act_rows, all_spans), stride=(1, act_rows))
             )
             loads += cpasync.make_tiled_tma_atom(
-                load_scales, tensor, cute.make_layout((n, spans)), (n, spans)
+                load_scales, tensor, cute.make_layout((scale_rows, spans)), (scale_rows, spans)
             )
         return tuple(loads)
 
@@ -126,6 +126,11 @@ class GatheredTokens:
     def token_box(self) -> int:
         """Token rows that TMA loads at once."""
         return self.scheduler.row_block
+
+    @property
+    def scale_box(self) -> int:
+        """Tokens whose scales TMA loads at once."""
+        return self.config.tokens
 
     def slot_states(self):
         """Where the warp that loads begins."""

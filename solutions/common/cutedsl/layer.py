@@ -47,8 +47,7 @@ class MoeLayer:
         configs = [candidate.config for candidate in candidates]
         num_blocks = num_sms - num_sms % max(config.cluster for config in configs)
         gemms = tuple(
-            MoeGemms(geometry, config, num_blocks, *parts(config, backend))
-            for config in configs
+            MoeGemms(geometry, config, num_blocks, *parts(config, backend)) for config in configs
         )
         self.gemms = gemms[0] if len(gemms) == 1 else AdaptiveGemms(candidates, gemms)
 

@@ -234,6 +234,7 @@ class TileScheduler:
         self.weight_tiles = weight_tiles
         self.panel_tiles = panel_tiles
         self.shares = config.cluster if config.paired else 1  # of a tile; each block counts its own
+        self.panel_count = panel_tiles * self.shares  # of a token tile, counted when finished
         self.row_block = row_block
         self.num_blocks = num_blocks
 

@@ -99,6 +99,11 @@ class PairedTokens(GatheredTokens):
         """Token rows that TMA loads at once."""
         return TOKEN_BOX
 
+    @property
+    def scale_box(self) -> int:
+        """Tokens whose scales TMA loads at once: none of the next expert's."""
+        return self.consumers.row_block
+
     def slot_states(self) -> tuple:
         """Where the warp that loads begins: with the slots and with those of the scales."""
         return producer_state(self.config.stages), producer_state(SCALE_SLOTS)
@@ -135,15 +140,19 @@ class PairedTokens(GatheredTokens):
             shared.tokens, (TOKEN_BOX, BLOCK_K, n // 2 // TOKEN_BOX, s),
             (BLOCK_K, 1, TOKEN_BOX * BLOCK_K, n // 2 * BLOCK_K),
         )  # fmt: skip
+        scale_box = self.scale_box
+        scale_boxes = (tile.rows + (scale_box - 1)) // scale_box
         scale_slots = shared.token_scale.get_tensor(
-            cute.make_layout((n, 1, SCALE_SLOTS), stride=(1, n, n))
+            cute.make_layout(
+                (scale_box, 1, n // scale_box, SCALE_SLOTS), stride=(1, n, scale_box, n)
+            )
         )
         tokens = cute.local_tile(
             cute.domain_offset((tile.padded_row + rank * half, 0), tokens), (TOKEN_BOX, BLOCK_K),
             (None, None),
         )  # fmt: skip
         scales = cute.local_tile(
-            cute.domain_offset((tile.padded_row, 0), scales), (n, 1), (0, None)
+            cute.domain_offset((tile.padded_row, 0), scales), (scale_box, 1), (None, None)
         )
         single = cute.make_layout(1)
         token_slots, tokens = cpasync.tma_partition(
@@ -184,10 +193,12 @@ class PairedTokens(GatheredTokens):
                 cute.copy(copy4, vector(weight_scale + k, 1, 4), vector(target, 1, 4))
             cute.arch.cp_async_mbarrier_arrive_noinc(barrier)
             with cute.arch.elect_one():
-                cute.arch.mbarrier_arrive_and_expect_tx(barrier, 4 * n)
-            cute.copy(
-                tma_scales, scales[None, k], scale_slots[None, scale_slot.index],
-                tma_bar_ptr=barrier,
-            )  # fmt: skip
+                cute.arch.mbarrier_arrive_and_expect_tx(barrier, 4 * scale_box * scale_boxes)
+            for b in cutlass.range_constexpr(n // scale_box):
+                if b < scale_boxes:
+                    cute.copy(
+                        tma_scales, scales[None, b, k], scale_slots[None, b, scale_slot.index],
+                        tma_bar_ptr=barrier,
+                    )  # fmt: skip
             scale_slot.advance()
         return slot, scale_slot
