@@ -8,10 +8,10 @@ from functools import cache
 from importlib.metadata import version
 
 import torch
-from flashinfer_bench.utils import env_snapshot
 from pydantic import BaseModel, ConfigDict
 
 from .paths import ROOT
+from .runs.harness import env_snapshot
 
 UNKNOWN = "unknown"  # a harness or a driver
 

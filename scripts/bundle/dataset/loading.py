@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from flashinfer_bench.bench.utils import load_safetensors
 from flashinfer_bench.data import Definition, Solution, Trace, TraceSet, Workload
 from pydantic import BaseModel, ValidationError
 
 from ..paths import BadInput, check_root
-from .untrusted import JSON_BYTES, is_plain_name, read_text
+from ..runs.harness import load_safetensors
+from .untrusted import JSON_BYTES, is_plain_name, lies_within, read_text
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -143,8 +143,9 @@ def _check_workload(where: str, row: Trace, definitions: dict[str, Definition], 
             f"{where}: inputs: expected inputs of {definition.name}, got {sorted(unknown)}"
         )
     for name, spec in row.workload.inputs.items():
-        if spec.type == "safetensors" and not (root / spec.path).resolve().is_relative_to(root):
-            raise BadInput(f"{where}: inputs.{name}.path: expected one in {root}, got {spec.path}")
+        if spec.type == "safetensors" and not lies_within(root / spec.path, root):
+            where += f": inputs.{name}.path"
+            raise BadInput(f"{where}: expected one in {root}, got {spec.path!r}")
 
 
 def load_definition(root: Path, name: str) -> Definition:

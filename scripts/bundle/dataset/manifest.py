@@ -111,8 +111,8 @@ def read_config(folder: Path) -> SolutionConfig:
         raise PackError([f"{path}: not TOML: {error}"]) from error
     except ValidationError as error:
         raise PackError([f"{path}: {_describe(details)}" for details in error.errors()]) from error
-    except (RecursionError, MemoryError) as error:
-        raise PackError([f"{path}: nested too deeply"]) from error
+    except (ValueError, RecursionError, MemoryError) as error:  # of the parser: numbers, nesting
+        raise PackError([f"{path}: not TOML: {error or 'nested too deeply'}"]) from error
     if config.name != folder.name or not (config.name.isidentifier() and config.name.isascii()):
         raise PackError(
             [f"{path}: name: expected the folder's name, a Python identifier, got {config.name!r} "

@@ -55,6 +55,14 @@ def read_text(path: Path, limit: int, within: Path | None = None) -> str:
         raise BadInput(f"{path}: {reason}") from error
 
 
+def lies_within(path: Path, folder: Path) -> bool:
+    """Whether `path`, once links are followed, is in `folder`."""
+    try:
+        return path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError, ValueError):  # a loop of links, a NUL
+        return False
+
+
 def is_plain_name(name: str) -> bool:
     """Whether `name` can be one part of a path and leads nowhere else."""
     return (

@@ -13,7 +13,6 @@ from pathlib import Path
 from uuid import NAMESPACE_OID, uuid5
 
 import torch
-from flashinfer_bench.bench.utils import gen_inputs
 from flashinfer_bench.data import Definition, SafetensorsInput, ScalarInput, Workload
 
 from ..dataset.loading import load_definition
@@ -31,6 +30,7 @@ from ..dataset.replicas import (
     reference_route,
 )
 from ..paths import ROOT, BadInput
+from ..runs.harness import gen_inputs
 from ..runs.requirements import Device, why_not
 
 WEIGHTS = ("gemm1_weights", "gemm1_weights_scale", "gemm2_weights", "gemm2_weights_scale")
