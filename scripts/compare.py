@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Compare solutions by their flashinfer-bench traces: latency, speed-up, roofline, who wins.
 
-Reads any number of trace folders and .jsonl files, of any definition. What cannot be compared
-(several GPUs, library or harness versions, sets of workloads) is refused unless --mix is given,
-and what is missing or failed is shown as such and never averaged away.
+Reads any number of trace folders and .jsonl files, of any definition. Each GPU, and each library,
+driver or harness version of one, has a section of its own, this machine's first; --mix puts them
+into one table, except for figures of harnesses that time differently. What is missing or failed is
+shown as such and never averaged away.
 
     python scripts/compare.py --baseline torch_moe
     python scripts/compare.py h100/traces h200/traces --mix --format markdown
@@ -22,11 +23,13 @@ from pathlib import Path
 from typing import TextIO
 
 from bundle.cli import add_format, add_solutions, exit_with, make_parser
-from bundle.comparison.figures import Comparison, compare
+from bundle.comparison.figures import Comparison
 from bundle.comparison.floor import Gpu, Rates
 from bundle.comparison.render import markdown, terminal, to_csv_text, to_json_text
+from bundle.comparison.sections import compare_sections
 from bundle.comparison.traces import TraceRecord, load_traces
 from bundle.files import replace_section, write_whole
+from bundle.machine import this_hardware
 from bundle.paths import ROOT, BadInput
 from bundle.probes.roofline import known_rates
 from bundle.sheets import WIDTH
@@ -48,7 +51,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--mix",
         action="store_true",
-        help="compare across GPUs, library and harness versions, and sets of workloads",
+        help="one table for all GPUs, library and harness versions, and sets of workloads",
     )
     parser.add_argument(
         "--skip-bad-lines",
@@ -89,9 +92,10 @@ def main(arguments: Sequence[str]) -> None:
     rates: Rates = known_rates
     if options.bandwidth_tbs is not None:
         rates = given_rates(options.bandwidth_tbs, options.fp8_tflops, records)
-    comparisons = compare(
+    comparisons = compare_sections(
         records,
         root=ROOT,
+        here=this_hardware(),
         definition=options.definition,
         solutions=options.solutions,
         baseline=options.baseline,

@@ -6,8 +6,8 @@ runs, 50 iterations, 3 trials) and all workloads, and traces go to traces/. With
 solution that can is run on the CPU, once, on the two smallest workloads, and traces go to
 traces_cpu/; Triton kernels are interpreted.
 
-A trace replaces an older one of the same solution on the same workload. Finished traces are kept
-when the run is interrupted; --resume then skips whatever has a trace, failed ones included.
+A trace replaces an older one of the same solution, workload and GPU. Finished traces are kept when
+the run is interrupted; --resume then skips whatever has a trace of this GPU, failed ones included.
 
 Exit status: 0 if everything that ran PASSED, 1 if not, 2 if an argument or a file is wrong.
 """
@@ -25,6 +25,7 @@ from bundle.console import open_output, printable
 from bundle.dataset.loading import check_blobs, describe, load_dataset
 from bundle.dataset.packing import pack_in_place, solution_folders
 from bundle.dataset.replicas import prepare
+from bundle.machine import this_hardware
 from bundle.paths import BadInput, check_root
 from bundle.runs.cpu_runner import cpu_benchmark
 from bundle.runs.harness import make_config
@@ -128,7 +129,7 @@ def run(arguments: argparse.Namespace, device: Device, console: Console) -> int:
         arguments.traces, list({job.definition.name: job.definition for job in jobs}.values())
     )
     if arguments.resume:
-        jobs = unfinished(jobs, arguments.traces)
+        jobs = unfinished(jobs, arguments.traces, this_hardware())
     if not jobs:
         console.print(f"Nothing left to run: everything has a trace in {arguments.traces}")
         return 0

@@ -49,6 +49,11 @@ def hardware_name() -> str | None:
     return env_snapshot("cuda:0").hardware if torch.cuda.is_available() else None
 
 
+def this_hardware() -> str:
+    """This machine's GPU, else its CPU, as a trace names it."""
+    return env_snapshot("cuda:0" if torch.cuda.is_available() else "cpu").hardware
+
+
 def now() -> datetime:
     return datetime.now(timezone.utc).replace(microsecond=0)
 

@@ -14,6 +14,7 @@ import run
 import torch
 from bundle.comparison.traces import TraceError
 from bundle.dataset.loading import load_dataset
+from bundle.machine import this_hardware
 from bundle.paths import ROOT
 from bundle.runs import jobs as job_runner
 from bundle.runs import provenance
@@ -129,7 +130,7 @@ def test_interrupt_keeps_finished_traces(root, tmp_path):
         for job in jobs_of(dataset):
             list(run_job(benchmark, job, tmp_path))
     assert stored(tmp_path, dataset) == {("one", "workload-3"): 1.0, ("two", "workload-3"): 1.0}
-    left = unfinished(jobs_of(dataset), tmp_path)
+    left = unfinished(jobs_of(dataset), tmp_path, this_hardware())
     assert [job.workload.workload.uuid for job in left] == ["workload-8"]
 
 
@@ -142,11 +143,11 @@ def test_resume_skips_what_has_a_trace_failed_or_not(root, tmp_path):
     left = [(j.workload.workload.uuid, j.solutions[0].name) for j in split(jobs_of(dataset))][1:]
     assert [
         (job.workload.workload.uuid, solution.name)
-        for job in unfinished(jobs_of(dataset), tmp_path)
+        for job in unfinished(jobs_of(dataset), tmp_path, this_hardware())
         for solution in job.solutions
     ] == left
     list(run_job(benchmark, second, tmp_path))
-    assert len(unfinished(jobs_of(dataset), tmp_path)) == 1
+    assert len(unfinished(jobs_of(dataset), tmp_path, this_hardware())) == 1
 
 
 def test_new_trace_replaces_old_one_only_when_finished(root, tmp_path):

@@ -271,6 +271,11 @@ def record_sheet(comparison: Comparison) -> Sheet:
     return Sheet("Correctness", headings, rows)
 
 
+def title(comparison: Comparison) -> str:
+    """Which section this is."""
+    return f"{comparison.definition} on {', '.join(comparison.provenance.environment['hardware'])}"
+
+
 def facts(comparison: Comparison, command: str) -> list[tuple[str, str]]:
     """The head of every report: what was measured, where and when, and how to get the table."""
     provenance = comparison.provenance
@@ -324,7 +329,7 @@ def terminal(comparison: Comparison, command: str, width: int) -> RenderableType
     head = Table.grid(padding=(0, 2))
     for name, value in facts(comparison, command):
         head.add_row(Text(name, style=DIM), Text(value))
-    parts: list[RenderableType] = [Text(comparison.definition, style="bold"), head]
+    parts: list[RenderableType] = [Text(title(comparison), style="bold"), head]
     parts += [Text(note, style="yellow") for note in comparison.notes]
     parts.append(Text(legend(comparison, best="*"), style=DIM))
     for sheet in sheets(comparison, width):
@@ -337,7 +342,7 @@ def terminal(comparison: Comparison, command: str, width: int) -> RenderableType
 
 def markdown(comparison: Comparison, command: str) -> str:
     """The whole report as Markdown; sheets of a single figure but the latency fold away."""
-    lines = [f"### {comparison.definition}", ""]
+    lines = [f"### {title(comparison)}", ""]
     for name, value in facts(comparison, command):
         lines.append(f"- {name}: " + (f"`{value}`" if name == "command" else escaped(value)))
     lines += [f"- {note}" for note in [*comparison.notes, legend(comparison, best="bold")]]

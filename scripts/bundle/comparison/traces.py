@@ -15,9 +15,9 @@ from ..machine import UNKNOWN
 from ..paths import BadInput
 
 # flashinfer-bench itself writes no version into a trace, but its versions differ in where they put
-# it. This matters: 0.1.x reports mean latencies on fresh clones, its successor medians without.
+# it. This matters: 0.1.2 reports mean latencies on fresh clones, its successor medians without.
 LAYOUT_0_1 = "0.1.x, by its folders"  # traces/<op_type>/<definition>.jsonl
-LAYOUT_BY_AUTHOR = "newer than 0.1.x, by its folders"  # traces/<author>/<op_type>/...
+LAYOUT_BY_AUTHOR = "newer than 0.1.2, by its folders"  # traces/<author>/<op_type>/...
 # Among the libraries of a trace's environment; the harness does not record them.
 DRIVER = "driver"
 HARNESS = "flashinfer_bench"

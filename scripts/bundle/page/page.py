@@ -16,9 +16,10 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from ..comparison.figures import compare
 from ..comparison.render import facts as trace_facts
+from ..comparison.sections import compare_sections
 from ..comparison.traces import TraceRecord
+from ..machine import this_hardware
 from ..paths import ROOT
 from ..probes.kinds import KINDS
 from ..probes.layer import LayerReport
@@ -57,7 +58,7 @@ class Page:
 
 
 def machines_of(records: Sequence[TraceRecord], folder: Path) -> list[Machine]:
-    """All GPUs with traces or reports, the most thoroughly measured first."""
+    """All GPUs with traces or reports: this machine's first, then by how much was measured."""
     by_hardware: dict[str, list[TraceRecord]] = defaultdict(list)
     for record in records:
         by_hardware[record.environment["hardware"]].append(record)
@@ -67,11 +68,12 @@ def machines_of(records: Sequence[TraceRecord], folder: Path) -> list[Machine]:
             reports[report.provenance.hardware][kind.kind] = report
     machines = []
     names = sorted(by_hardware.keys() | reports.keys())
-    names.sort(key=lambda name: (-len(by_hardware[name]), -len(reports[name])))
+    here = this_hardware()
+    names.sort(key=lambda name: (name != here, -len(by_hardware[name]), -len(reports[name])))
     for hardware in names:
         comparisons = []
         if own := by_hardware[hardware]:
-            comparisons = compare(own, root=ROOT, mix=True, rates=partial(rates, folder))
+            comparisons = compare_sections(own, root=ROOT, rates=partial(rates, folder))
         machines.append(Machine(hardware, comparisons, reports[hardware]))
     return machines
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from ..cli import DATA
-from ..comparison.figures import compare
 from ..comparison.floor import Gpu
+from ..comparison.sections import compare_sections
 from ..comparison.summaries import percent_sheet
 from ..comparison.traces import TraceRecord
 from ..machine import hardware_name, provenance
@@ -147,7 +147,7 @@ def roofline_sheets(report: RooflineReport, records: Sequence[TraceRecord] = ())
     sheets = [Sheet(f"What the {report.provenance.hardware} reaches", headings, lines)]
     own = [r for r in records if r.environment["hardware"] == report.provenance.hardware]
     if own and report.gpu:
-        for comparison in compare(own, root=ROOT, mix=True, rates=lambda _: report.gpu):
+        for comparison in compare_sections(own, root=ROOT, rates=lambda _: report.gpu):
             if sheet := percent_sheet(comparison):
                 sheets.append(sheet)
     return sheets

@@ -30,12 +30,19 @@ def split(jobs: list[Job]) -> list[Job]:
     return [replace(job, solutions=[solution]) for job in jobs for solution in job.solutions]
 
 
-def unfinished(jobs: list[Job], traces_dir: Path) -> list[Job]:
-    """What is left of `jobs`: as with the harness's --resume, any trace counts, failed ones too."""
+def unfinished(jobs: list[Job], traces_dir: Path, hardware: str) -> list[Job]:
+    """What is left of `jobs` on `hardware`: as with the harness's --resume, any trace of it counts,
+    failed ones too.
+    """
     left = []
     for job in jobs:
         traces = read_traces(traces_dir, job.definition)
-        done = {trace.solution for trace in traces if _same_workload(trace, job.workload)}
+        done = {
+            trace.solution
+            for trace in traces
+            if _same_workload(trace, job.workload)
+            and trace.evaluation.environment.hardware == hardware
+        }
         solutions = [solution for solution in job.solutions if solution.name not in done]
         if solutions:
             left.append(replace(job, solutions=solutions))

@@ -48,7 +48,7 @@ def check_store(traces_dir: Path, definitions: Sequence[Definition]) -> None:
 
 
 def store_traces(traces_dir: Path, definition: Definition, new: Sequence[Trace]) -> None:
-    """Add traces, each in place of an older one of the same solution on the same workload.
+    """Add traces, each in place of an older one of the same solution, workload and hardware.
 
     The file is replaced as a whole, under a lock: a crash leaves the old one or the new one, and
     two runs lose nothing of each other's. Raises StoreError if that fails, with the traces kept in
@@ -57,14 +57,10 @@ def store_traces(traces_dir: Path, definition: Definition, new: Sequence[Trace])
     if not new:
         return
     path = trace_path(traces_dir, definition)
-    replaced = {(trace.solution, trace.workload.uuid) for trace in new}
+    replaced = set(map(_identity, new))
     try:
         with _locked(path):
-            lines = [
-                line
-                for trace, line in _read(path)
-                if (trace.solution, trace.workload.uuid) not in replaced
-            ]
+            lines = [line for trace, line in _read(path) if _identity(trace) not in replaced]
             lines += [_line(trace) for trace in new]
             replace_file(path, b"".join(lines))
     except OSError as error:
@@ -93,6 +89,10 @@ def _read(path: Path) -> list[tuple[Trace, bytes]]:
     lines = content.splitlines(keepends=True)
     records, _ = load_traces([path])
     return [(record.trace, lines[record.line - 1].rstrip(b"\r\n") + b"\n") for record in records]
+
+
+def _identity(trace: Trace) -> tuple[str | None, str, str]:
+    return trace.solution, trace.workload.uuid, trace.evaluation.environment.hardware
 
 
 def _line(trace: Trace) -> bytes:
