@@ -24,8 +24,8 @@ MIN_AMAX = 1e-10  # keeps the scale of a row of zeros positive
 
 
 def swiglu(up: Float32, gate: Float32) -> Float32:
-    """silu(gate) * up."""
-    return up * gate * cute.arch.rcp_approx(1.0 + cute.math.exp(-gate, fastmath=True))
+    """silu(gate) * up. In this order, as up * gate may overflow where the result does not."""
+    return gate * cute.arch.rcp_approx(1.0 + cute.math.exp(-gate, fastmath=True)) * up
 
 
 def larger(largest: Float32, value: Float32) -> Float32:
@@ -35,7 +35,8 @@ def larger(largest: Float32, value: Float32) -> Float32:
 
 def inverse_scale(amax: Float32) -> Float32:
     """What values up to amax are multiplied by to use all of e4m3's range."""
-    return E4M3_MAX * cute.arch.rcp_approx(amax)
+    # not E4M3_MAX * rcp(amax): the approximation gives 0 for 2^126 and more
+    return cute.arch.rcp_approx(scale_of(amax))
 
 
 def scale_of(amax: Float32) -> Float32:

@@ -52,7 +52,6 @@ class GatheredTokens:
         self.scheduler = gemms.scheduler
         self.combine = gemms.combine
         self.num_blocks = gemms.num_blocks
-        self.warps = gemms.threads // 32
         self.check_hidden_size()
         n, row_block = gemms.config.tokens, gemms.scheduler.row_block
         spans = gemms.config.act_spans
@@ -146,21 +145,24 @@ class GatheredTokens:
 
     @cute.jit
     def prepare(self, warp: Int32, operands: GemmOperands):
-        """Gather the first rows, one per warp of the grid."""
-        block, _, _ = cute.arch.block_idx()
-        done = Int32(self.num_blocks * self.warps)
-        self.gather(block * self.warps + warp, done, done, operands)
+        """Gather one of the first rows per warp."""
+        self.gather(operands, False)
 
     @cute.jit
-    def gather(self, first: Int32, step: Int32, end: Int32, operands: GemmOperands):
-        """Copy padded rows first, first + step, ... before `end` and their scales, one by one."""
+    def gather(self, operands: GemmOperands, all_rows: cutlass.Constexpr):
+        """By a warp: draw a padded row, copy it and its scales; and again, if all_rows, until there
+        are no more. A drawn row is copied without waiting for anything."""
         g, act_rows = self.geometry, operands.act_rows
         h, experts, blocks = g.hidden_size, g.num_local_experts, g.hidden_size // BLOCK_K
         lane = cute.arch.lane_idx()
         x, x_scale = self.gathered(operands.act, operands.act_scale, act_rows)
+        drawn = self.scheduler.draw_row(operands.counters)  # comes while the list is loaded
         tiles = self.scheduler.tile_list(operands.expert_offsets)
-        end = cutlass.min(end, cute.arch.shuffle_sync(tiles.padded_end, 31))
-        for place in cutlass.range(first, end, step, unroll=1):
+        end = cute.arch.shuffle_sync(tiles.padded_end, 31)
+        place = cute.arch.shuffle_sync(drawn, 0)
+        while place < end:
+            if cutlass.const_expr(all_rows):  # the next one comes while this one is copied
+                drawn = self.scheduler.draw_row(operands.counters)
             ends_before = tiles.padded_end <= place and lane < experts
             expert = cute.arch.popc(cute.arch.vote_ballot_sync(ends_before))
             row = place - cute.arch.shuffle_sync(tiles.padded_first - tiles.first, expert)
@@ -189,6 +191,10 @@ class GatheredTokens:
             cute.arch.fence_proxy("async.global")  # TMA will read the row
             cute.arch.sync_warp()
             self.scheduler.raise_counter(operands.counters, expert + 1)
+            if cutlass.const_expr(all_rows):
+                place = cute.arch.shuffle_sync(drawn, 0)
+            else:
+                place = end
 
     # --------------------------------------------------------------------------------- slot warp
 
@@ -203,8 +209,7 @@ class GatheredTokens:
         else:
             worker = cute.arch.block_idx()[0] * self.gathering_warps + thread // 32 - 1
             workers = self.num_blocks * self.gathering_warps
-            done = self.num_blocks * self.warps  # by `prepare`
-            self.gather(done + worker, Int32(workers), operands.act_rows, operands)
+            self.gather(operands, True)
             self.combine.rows(
                 worker, workers, (0, self.combine.early_panels(operands)),
                 block.shared.rows.data_ptr() + (thread // 32 - 1) * BUFFER_BYTES, operands,

@@ -216,7 +216,7 @@ class MoeGemms:
         panel_columns = tokens.panel_columns or geometry.hidden_size
         self.scheduler = self.Scheduler(
             geometry.num_local_experts, config, weight_tiles, panel_columns // config.weight_rows,
-            self.consumers.row_block, self.num_blocks,
+            self.consumers.row_block,
         )  # fmt: skip
         self.combine = self.Combine(geometry, self.scheduler, panel_columns)
         self.tokens = tokens(self)

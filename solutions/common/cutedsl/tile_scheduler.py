@@ -4,9 +4,13 @@ Tiles are numbered in one list: first GEMM1 for every expert, then GEMM2 for eve
 GEMM1 the order is expert, weight tile, token tile: blocks that run side by side read the same or
 neighbouring weights, so these come from memory once. So does GEMM2 where there are few rows. With
 many it takes one panel of weight tiles after the other: the columns of y become complete panel by
-panel, and combining them can begin. A block takes its first tile by its index and further ones from
-a counter in global memory: fast blocks take more. Since all GEMM1 tiles are handed out before any
-GEMM2 tile, waiting in a GEMM2 tile for the GEMM1 tiles of its expert cannot deadlock.
+panel, and combining them can begin.
+
+Blocks draw their tiles from a counter in global memory: fast blocks take more, and one that has not
+started takes none. Since all GEMM1 tiles are drawn before any GEMM2 tile, waiting in a GEMM2 tile
+for the GEMM1 tiles of its expert cannot deadlock, however few blocks the device has room for: other
+streams, priorities and partitions of the device decide that. For the same reason nothing that
+another block waits for may be shared out by the block's index.
 
 A cluster of two blocks takes two tiles at a time, neighbours in the list. They are of one expert,
 since it has an even number of weight tiles, and mostly of one weight tile. Every other weight tile
@@ -15,8 +19,9 @@ of two weight tiles meet in a pair, and neither block waits for a fuller tile.
 
 The scheduler's warp fills a queue of tile records in shared memory, which all other roles read.
 
-  counters [COUNTERS] int32 (zero on entry): tiles handed out; per expert, finished GEMM1 tiles and,
-  where tokens are gathered, gathered rows; per panel of y, finished GEMM2 tiles
+  counters [COUNTERS] int32 (zero on entry): tiles drawn; per expert, finished GEMM1 tiles and,
+  where tokens are gathered, gathered rows; per panel of y, finished GEMM2 tiles; the last, rows
+  drawn
 """
 
 from __future__ import annotations
@@ -36,7 +41,7 @@ GEMM1 = 0
 GEMM2 = 1
 END = -1
 
-COUNTERS = 64  # Int32 words in global memory, zero at first: the tiles handed out are the first one
+COUNTERS = 64  # Int32 words in global memory, zero at first
 QUEUE_SLOTS = 2
 PANEL_ROWS = 9000  # of all experts, from which on GEMM2 takes its weight tiles panel by panel
 RECORD = 8  # Int32 words of a tile record in shared memory
@@ -210,12 +215,12 @@ class TileScheduler:
 
     experts: local experts, at most 32. weight_tiles: that a token tile meets in GEMM1 and in GEMM2;
     panel_tiles: GEMM2's weight tiles whose columns of y are completed, and combined, together.
-    row_block: what experts are padded to where tokens are gathered. num_blocks: of the launch.
+    row_block: what experts are padded to where tokens are gathered.
     """
 
     def __init__(
         self, experts: int, config: GemmConfig, weight_tiles: tuple[int, int], panel_tiles: int,
-        row_block: int, num_blocks: int,
+        row_block: int,
     ):  # fmt: skip
         for count in (weight_tiles[0], panel_tiles):
             # a pair of tiles must not span two GEMMs
@@ -225,9 +230,9 @@ class TileScheduler:
                     f"got {config.weight_rows} for {count}"
                 )
         panels = weight_tiles[1] // panel_tiles
-        if experts > min(32, COUNTERS - 1 - panels):
+        if experts > min(32, COUNTERS - 2 - panels):
             raise ValueError(
-                f"num_local_experts must be at most {min(32, COUNTERS - 1 - panels)}, got {experts}"
+                f"num_local_experts must be at most {min(32, COUNTERS - 2 - panels)}, got {experts}"
             )
         self.experts = experts
         self.config = config
@@ -236,7 +241,6 @@ class TileScheduler:
         self.shares = config.cluster if config.paired else 1  # of a tile; each block counts its own
         self.panel_count = panel_tiles * self.shares  # of a token tile, counted when finished
         self.row_block = row_block
-        self.num_blocks = num_blocks
 
     def tile_list(self, expert_offsets: cute.Pointer) -> TileList:
         """By all lanes of a warp."""
@@ -270,22 +274,21 @@ class TileScheduler:
 
     @cute.jit
     def schedule(self, queue: TileQueue, expert_offsets: cute.Pointer, counters: cute.Pointer):
-        """The scheduler's warp in a cluster's first block: hand out tiles to the cluster, one to
-        each block (its own index first, then the global counter), and publish those that this block
-        has finished.
+        """The scheduler's warp in a cluster's first block: draw tiles for the cluster, hand one to
+        each block, and publish those that this block has finished.
 
         A record's slot is free once every reader has read it, and consumers read a record after
         they have finished the tile before it: so getting the slot of tile t (which held tile
         t - QUEUE_SLOTS) tells that tile t - QUEUE_SLOTS - 1 is finished and its rows are written.
         """
+        drawn = self.draw(counters)  # comes while the list is loaded
         tiles = self.tile_list(expert_offsets)
         ring, state = queue.ring, producer_state(QUEUE_SLOTS)
-        clusters = self.num_blocks // self.config.cluster
-        index = arch.block_idx()[0] // self.config.cluster
         # counter to raise once the tile is finished, for tile t - 1, t - 2, ...; 0: none
         pending = [Int32(0) for _ in range(QUEUE_SLOTS + 1)]
         left = Int32(QUEUE_SLOTS + 1)  # slots to get: the end record's and one per tile before it
         while left > 0:
+            index = arch.shuffle_sync(drawn, 0)
             if cutlass.const_expr(self.config.cluster == 1 or self.config.paired):
                 tile = tiles.tile(index)
             else:
@@ -301,10 +304,19 @@ class TileScheduler:
             if tile.gemm == END:
                 left -= 1
             else:
-                taken = Int32(0)
-                if arch.lane_idx() == 0:
-                    taken = arch.atomic_add(counters, Int32(1), sem="relaxed", scope="gpu")
-                index = clusters + arch.shuffle_sync(taken, 0)
+                drawn = self.draw(counters)
+
+    @cute.jit
+    def draw(self, counter: cute.Pointer) -> Int32:
+        """By all lanes of a warp: a number that nobody else draws, in lane 0; from 0 upwards."""
+        number = Int32(0)
+        if arch.lane_idx() == 0:
+            number = arch.atomic_add(counter, Int32(1), sem="relaxed", scope="gpu")
+        return number
+
+    def draw_row(self, counters: cute.Pointer) -> Int32:
+        """By all lanes of a warp: a padded row to be gathered, in lane 0."""
+        return self.draw(counters + (COUNTERS - 1))
 
     @cute.jit
     def hand_out(self, queue: TileQueue, state, tile: Tile):
