@@ -1,0 +1,101 @@
+"""Run the padded GEMM's tiles for sm_100a in the emulator; one JSON line of facts per tile.
+
+Arguments: K, then the numbers of rows of the experts. Every tile is run in several orders with the
+race checker, on the batch as v1 and as v2 pads it: what lies past an expert's rows is NaN
+or holds other values.
+"""
+
+import ctypes
+import hashlib
+import json
+import os
+import sys
+import tempfile
+from itertools import accumulate
+
+SCRATCH = tempfile.mkdtemp()
+os.environ.update(CUTE_DSL_ARCH="sm_100a", CUTE_DSL_DUMP_DIR=SCRATCH)
+
+import cutlass.cute as cute  # noqa: E402
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+
+from emulator import (  # noqa: E402
+    EAGER,
+    LAZY,
+    Buffers,
+    Emulator,
+    HostProgram,
+    emulated_launch,
+    random_schedules,
+)
+from solutions.common.cutedsl.sm100.padded_gemm import TILES, PaddedGemmKernel  # noqa: E402
+from solutions.torch_moe.main import dequantize  # noqa: E402
+
+N, BLOCKS = 384, 4  # columns of c, and multiprocessors of the device
+NAN = 0x7F  # in e4m3
+
+
+def operands(k: int, rows: list[int], padding_is_nan: bool) -> tuple[torch.Tensor, ...]:
+    """a, a_scale, b, b_scale; the same for both kinds of padding where there are rows."""
+    generator = torch.Generator().manual_seed(k)
+    experts, max_m = len(rows), max(4, -(-max(rows) // 4) * 4)
+
+    def codes(*shape):
+        bits = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
+        return bits.bitwise_and_(0xBF)
+
+    a, b = codes(experts, max_m, k), codes(experts, N, k)
+    a_scale = torch.randn(k // 128, experts, max_m, generator=generator)
+    b_scale = torch.randn(experts, N // 128, k // 128, generator=generator)
+    if padding_is_nan:
+        for expert, count in enumerate(rows):
+            a[expert, count:], a_scale[:, expert, count:] = NAN, float("nan")
+    fp8 = torch.float8_e4m3fn
+    return a.view(fp8), a_scale, b.view(fp8), b_scale
+
+
+def emulate(tile, rows: list[int], k: int) -> dict:
+    kernel = PaddedGemmKernel(tile, BLOCKS)
+    host = HostProgram(kernel.compile(cute.KeepPTX))
+    offsets = np.array([0, *accumulate(rows)] + [0] * (32 - len(rows)), np.int32)
+    digests, errors = [], []
+    for padding_is_nan in (True, False):
+        a, a_scale, b, b_scale = operands(k, rows, padding_is_nan)
+        buffers = Buffers()
+        bits = [tensor.view(torch.uint8).numpy() for tensor in (a, a_scale, b, b_scale)]
+        arrays = [buffers.array(array) for array in (*bits, offsets)]
+        c = buffers.unwritten((len(rows), a.shape[1], N), np.int16)
+        arguments = [ctypes.c_void_p(array.ctypes.data) for array in (*arrays, c)]
+        arguments += [ctypes.c_int32(size) for size in (len(rows), a.shape[1], N, k)]
+        arguments.append(ctypes.c_void_p(0))
+        for schedule in [EAGER, LAZY, *random_schedules(2)]:
+            c[:] = -1
+            (run,) = emulated_launch(host, arguments, buffers.ranges, Emulator(schedule, race=True))
+            valid = np.concatenate([c[expert, :count] for expert, count in enumerate(rows)])
+            digests.append(hashlib.sha256(valid.tobytes()).hexdigest())
+        result = torch.from_numpy(c).view(torch.bfloat16).double()
+        for expert, count in enumerate(rows):
+            if count:
+                x = dequantize(a[expert, :count], a_scale[:, expert, :count].t(), 128).double()
+                expected = x @ dequantize(b[expert], b_scale[expert], 128).double().t()
+                error = (result[expert, :count] - expected).norm() / expected.norm()
+                errors.append(error.item())
+    return {
+        "tile": str(tile),
+        "digests": digests,
+        "error": max(errors),
+        "multiply_adds": run.multiply_adds,
+        "counts": dict(run.counts),
+    }
+
+
+def main():
+    k, *rows = map(int, sys.argv[1:])
+    os.chdir(SCRATCH)
+    for tile in TILES:
+        print(json.dumps(emulate(tile, rows, k)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
