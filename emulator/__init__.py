@@ -1,6 +1,7 @@
 """Runs what CuTe DSL compiles for sm_90a and sm_100a on a CPU: see README.md."""
 
 from .buffers import Buffers
+from .compiled import EmulatedFunction
 from .errors import (
     CompilerMissing,
     EmulatorError,
@@ -13,7 +14,7 @@ from .launch import Emulator, KernelRun, LaunchConfig, Module
 from .schedule import EAGER, LAZY, Schedule, random_schedules
 
 __all__ = [
-    "EAGER", "LAZY", "Buffers", "CompilerMissing", "Emulator", "EmulatorError", "HostProgram",
-    "KernelError", "KernelRun", "LaunchConfig", "Module", "PtxError", "Schedule",
+    "EAGER", "LAZY", "Buffers", "CompilerMissing", "EmulatedFunction", "Emulator", "EmulatorError",
+    "HostProgram", "KernelError", "KernelRun", "LaunchConfig", "Module", "PtxError", "Schedule",
     "UnsupportedInstruction", "emulated_launch", "random_schedules",
 ]  # fmt: skip

@@ -1,0 +1,1 @@
+"""The bundle's CuTe DSL kernels on the emulator."""

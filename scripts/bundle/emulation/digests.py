@@ -1,0 +1,205 @@
+"""Digests of everything that v1's, v2's and v3's sm_90a kernels write, on a GPU and emulated.
+
+A case is a configuration of the kernels at one size with random inputs, drawn from a seed by NumPy:
+random e4m3 codes, so that the sums are not exact and every truncation shows. All memory that a call
+writes starts as bytes 0xff. Where every digest of a case is the same on both, the emulator equals
+the GPU bit for bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import cutlass.cute as cute
+import numpy as np
+from cutlass import Float32, Int32
+from cutlass.cute.runtime import make_ptr
+
+from emulator import Buffers, EmulatedFunction, Emulator
+from solutions.common.cutedsl.config import SM_90
+from solutions.common.cutedsl.layer import MoeLayer
+from solutions.common.cutedsl.operands import INPUT_DTYPES, scratch_size
+from solutions.common.cutedsl.padded_operands import BLOCK, POINTERS
+from solutions.common.cutedsl.sm90.padded_gemm import TILES, PaddedGemmKernel
+from solutions.common.geometry import DEEPSEEK_V3_EP8, Geometry
+
+OFFSET, FACTOR = 64, 2.5
+EMULATED_SMS = 8  # blocks that share the work; the results do not depend on it
+_SCHEDULING = {"counters"}  # how far the blocks' shared counters come depends on their number
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Case:
+    """kernel: of num_sms, has `compile`. arrays: by name, in the order of the arguments.
+
+    numbers: the arguments behind the arrays. written: gives the parts of the arrays that are
+    compared, by name.
+    """
+
+    name: str
+    kernel: Callable
+    arrays: Callable[[], Arrays]
+    numbers: tuple
+    written: Callable[[Arrays], Arrays]
+    real: bool
+
+
+def _codes(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    """Random e4m3 codes but for NaN."""
+    codes = rng.integers(0, 256, shape, dtype=np.uint8)
+    codes[(codes & 127) == 127] = 0
+    return codes
+
+
+def _scales(rng: np.random.Generator, size: float, *shape: int) -> np.ndarray:
+    return (rng.uniform(0.5, 1.5, shape) * size).astype(np.float32)
+
+
+def _unwritten(size: int) -> np.ndarray:
+    return np.full(size, 0xFF, np.uint8)
+
+
+# ---------------------------------------------------------------------------------------- v3
+def _layer_inputs(geometry: Geometry, num_tokens: int) -> Arrays:
+    g, t, b = geometry, num_tokens, BLOCK
+    e, h, i = g.num_local_experts, g.hidden_size, g.intermediate_size
+    rng = np.random.default_rng(20261125)
+    logits = rng.standard_normal((t, g.num_experts)).astype(np.float32)
+    logits[:, OFFSET : OFFSET + e] += 1.0  # so that most tokens have local experts
+    bias = (rng.standard_normal(g.num_experts) * 0.1).astype(np.float32)
+    return {
+        "routing_logits": logits,
+        "routing_bias": (bias.view(np.uint32) >> 16).astype(np.uint16),
+        "hidden_states": _codes(rng, t, h),
+        "hidden_states_scale": _scales(rng, 1, h // b, t),
+        "gemm1_weights": _codes(rng, e, 2 * i, h),
+        "gemm1_weights_scale": _scales(rng, 1e-4, e, 2 * i // b, h // b),
+        "gemm2_weights": _codes(rng, e, h, i),
+        "gemm2_weights_scale": _scales(rng, 1e-3, e, h // b, i // b),
+    }
+
+
+def _layer_case(index: int, num_tokens: int, geometry: Geometry) -> Case:
+    config, real = SM_90[index][1], geometry == DEEPSEEK_V3_EP8
+    groups = MoeLayer(geometry, config, EMULATED_SMS).scratch(num_tokens)
+
+    def arrays() -> Arrays:
+        return _layer_inputs(geometry, num_tokens) | {
+            "scratch": _unwritten(scratch_size(groups)),
+            "output": _unwritten(num_tokens * geometry.hidden_size * 2),
+        }
+
+    def written(arrays: Arrays) -> Arrays:
+        parts, start = {"output": arrays["output"]}, 0
+        for group in groups:
+            for name, buffer in zip(group._fields, group, strict=True):
+                if name not in _SCHEDULING:
+                    parts[name] = arrays["scratch"][start : start + buffer.size()]
+                start += buffer.size()
+        return parts
+
+    size = "real" if real else "small"
+    return Case(
+        f"v3 configuration {index + 1}, {size}, T={num_tokens}",
+        lambda num_sms: MoeLayer(geometry, config, num_sms),
+        arrays,
+        (num_tokens, OFFSET, FACTOR),
+        written,
+        real,
+    )
+
+
+# ----------------------------------------------------------------------------------- v1, v2
+def _padded_case(index: int, experts: int, max_m: int, n: int, k: int, real: bool) -> Case:
+    def arrays() -> Arrays:
+        rng = np.random.default_rng(20261125)
+        rows = rng.integers(0, max_m + 1, experts)
+        rows[0], rows[1] = max_m, 0
+        offsets = np.full(33, rows.sum(), np.int32)
+        offsets[: experts + 1] = np.concatenate([[0], np.cumsum(rows)])
+        return {
+            "a": _codes(rng, experts, max_m, k),
+            "a_scale": _scales(rng, 1, k // BLOCK, experts, max_m),
+            "b": _codes(rng, experts, n, k),
+            "b_scale": _scales(rng, 1e-4, experts, n // BLOCK, k // BLOCK),
+            "offsets": offsets,
+            "c": _unwritten(experts * max_m * n * 2),
+        }
+
+    def written(arrays: Arrays) -> Arrays:
+        rows = np.diff(arrays["offsets"][: experts + 1])
+        c = arrays["c"].view(np.uint16).reshape(experts, max_m, n)
+        return {"c": np.concatenate([c[e, : rows[e]].ravel() for e in range(experts)])}
+
+    return Case(
+        f"padded GEMM tile {index}, {'real' if real else 'small'}, N={n} K={k}",
+        lambda num_sms: PaddedGemmKernel(TILES[index], num_sms),
+        arrays,
+        (experts, max_m, n, k),
+        written,
+        real,
+    )
+
+
+def cases() -> list[Case]:
+    """All of sm_90a: the five configurations of v3 and the four tiles of v1 and v2."""
+    swap_ab = replace(DEEPSEEK_V3_EP8, hidden_size=1024, intermediate_size=512)
+    wide = replace(DEEPSEEK_V3_EP8, intermediate_size=256)  # tokens on M need this hidden_size
+    small = [(0, 24, swap_ab), (1, 100, swap_ab), (2, 160, swap_ab), (3, 70, wide), (4, 40, wide)]
+    return [
+        *(_layer_case(*arguments) for arguments in small),
+        *(_layer_case(index, 7, DEEPSEEK_V3_EP8) for index in range(len(SM_90))),
+        *(_padded_case(index, 3, 140, 384, 512, False) for index in range(len(TILES))),
+        _padded_case(3, 32, 4, 4096, 7168, True),
+        _padded_case(3, 32, 4, 7168, 2048, True),
+    ]
+
+
+# --------------------------------------------------------------------------------- both devices
+def _digests(case: Case, arrays: Arrays) -> dict[str, str]:
+    return {
+        name: hashlib.sha256(np.ascontiguousarray(part)).hexdigest()[:16]
+        for name, part in case.written(arrays).items()
+    }
+
+
+def emulated_digests(case: Case, emulator: Emulator | None = None) -> dict[str, str]:
+    """Digest of each written array, by name; raises KernelError as the emulator does."""
+    buffers = Buffers()
+    arrays = {name: buffers.array(array) for name, array in case.arrays().items()}
+    dtypes = INPUT_DTYPES if "scratch" in arrays else POINTERS
+    pointers = [make_ptr(dtype, 16, cute.AddressSpace.gmem) for dtype in dtypes]
+    pointers += [pointers[0]] * (len(arrays) - len(pointers))  # of any type
+    numbers = [Float32(x) if isinstance(x, float) else Int32(x) for x in case.numbers]
+    compiled = case.kernel(EMULATED_SMS).compile(cute.KeepPTX)
+    examples = [*pointers, *numbers, pointers[0]]  # the stream's handle is passed as an address
+    function = EmulatedFunction(compiled, examples, lambda: buffers.ranges, emulator)
+    function(*(array.ctypes.data for array in arrays.values()), *case.numbers, 0)
+    return _digests(case, arrays)
+
+
+def gpu_digests(case: Case) -> dict[str, str]:
+    """The same on the current CUDA device."""
+    import torch
+
+    num_sms = torch.cuda.get_device_properties(0).multi_processor_count
+    function = case.kernel(num_sms).compile(options="--enable-tvm-ffi")
+    arrays = case.arrays()
+    tensors = {
+        name: torch.from_numpy(array.reshape(-1).view(np.uint8)).cuda()
+        for name, array in arrays.items()
+    }
+    function(
+        *(tensor.data_ptr() for tensor in tensors.values()), *case.numbers,
+        torch.cuda.current_stream().cuda_stream,
+    )  # fmt: skip
+    torch.cuda.synchronize()
+    results = {
+        name: tensors[name].cpu().numpy().view(array.dtype).reshape(array.shape)
+        for name, array in arrays.items()
+    }
+    return _digests(case, results)
