@@ -125,8 +125,11 @@ def checked_inputs(geometry: Geometry, inputs: tuple, output: torch.Tensor) -> t
 
 
 def require_cuda(device: torch.device) -> None:
-    """Raise ValueError for tensors on the CPU; for solutions whose kernels need a GPU."""
-    if device.type != "cuda":
+    """Raise ValueError for tensors on the CPU; for solutions whose kernels need a GPU.
+
+    An emulator of CuTe DSL's kernels, whose memory is the CPU's, says so in torch.cuda.emulated.
+    """
+    if device.type != "cuda" and not getattr(torch.cuda, "emulated", False):
         raise ValueError(f"routing_logits: expected a tensor on a CUDA device, got one on {device}")
 
 
