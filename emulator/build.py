@@ -32,9 +32,9 @@ def compiler() -> str:
 
 
 def cache_folder() -> Path:
-    """Where compiled libraries stay: $XDG_CACHE_HOME or ~/.cache."""
+    """Where compiled libraries stay: $MOE_EMULATOR_CACHE, or else in the user's cache."""
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = base / "moe-bundle-emulator"
+    folder = Path(os.environ.get("MOE_EMULATOR_CACHE") or base / "moe-bundle-emulator")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

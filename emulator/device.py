@@ -114,10 +114,10 @@ class EmulatedDevice:
         )
         for owner, name, value in (
             (torch.cuda, "emulated", True),  # which solutions ask for
-            (torch.cuda, "get_device_properties", lambda device=None: properties),
-            (torch.cuda, "get_device_capability", lambda device=None: (major, minor)),
-            (torch.cuda, "current_stream", lambda device=None: SimpleNamespace(cuda_stream=0)),
-            (torch._C, "_cuda_getCurrentRawStream", lambda device: 0),
+            (torch.cuda, "get_device_properties", lambda *_: properties),
+            (torch.cuda, "get_device_capability", lambda *_: (major, minor)),
+            (torch.cuda, "current_stream", lambda *_: SimpleNamespace(cuda_stream=0)),
+            (torch._C, "_cuda_getCurrentRawStream", lambda *_: 0),
             (cute, "compile", _Compiler(cute.compile, self._ranges, self._emulator)),
         ):
             self._replaced.append((owner, name, getattr(owner, name, None)))
@@ -148,12 +148,13 @@ class EmulatedDevice:
 
         @wraps(function)
         def run(*arguments):
-            with _Allocations() as self._allocations:
-                for argument in arguments:
-                    self._allocations.add(argument)
-                try:
+            self._allocations = _Allocations()
+            for argument in arguments:
+                self._allocations.add(argument)
+            try:
+                with self._allocations:
                     return function(*arguments)
-                finally:
-                    self._allocations = None
+            finally:
+                self._allocations = None
 
         return run

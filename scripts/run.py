@@ -4,7 +4,7 @@
 On a CUDA device the harness's own runner and evaluator do the work, with its defaults (10 warm-up
 runs, 50 iterations, 3 trials) and all workloads, and traces go to traces/. Without one, every
 solution that can is run on the CPU, once, on the two smallest workloads, and traces go to
-traces_cpu/; Triton kernels are interpreted.
+traces_cpu/; Triton kernels are interpreted, those of CuTe DSL emulated (see emulator/README.md).
 
 A trace replaces an older one of the same solution, workload and GPU. Finished traces are kept when
 the run is interrupted; --resume then skips whatever has a trace of this GPU, failed ones included.
@@ -17,6 +17,7 @@ import logging
 import math
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -28,6 +29,7 @@ from bundle.dataset.replicas import prepare
 from bundle.machine import this_hardware
 from bundle.paths import BadInput, check_root
 from bundle.runs.cpu_runner import cpu_benchmark
+from bundle.runs.emulation import ARCHITECTURES
 from bundle.runs.harness import make_config
 from bundle.runs.jobs import Job, run_job, split, unfinished
 from bundle.runs.requirements import Device, current_device
@@ -54,6 +56,8 @@ def main() -> int:
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
     device = current_device()
     arguments = parse_arguments(device)
+    if not device.is_cuda:
+        device = replace(device, emulated=arguments.arch)
     if arguments.where:
         print(arguments.traces)
         if arguments.solutions:
@@ -97,10 +101,20 @@ def parse_arguments(device: Device) -> argparse.Namespace:
     for name, value in zip(("warmup-runs", "iterations", "num-trials"), runs, strict=True):
         add(f"--{name}", type=int, default=value, metavar="N", help=f"(here: {value})")
     add("--timeout", type=int, default=300, metavar="S", help="seconds per solution (%(default)s)")
+    if not device.is_cuda:
+        add(
+            "--arch",
+            choices=ARCHITECTURES,
+            default="sm_90a",
+            help="what is emulated for solutions in CuTe DSL (%(default)s)",
+        )
     add("--where", action="store_true", help="print compare.py's arguments for what this runs")
     arguments = parser.parse_args()
+    measured = arguments.local / "traces"
     if arguments.traces is None:
-        arguments.traces = arguments.local / ("traces" if device.is_cuda else "traces_cpu")
+        arguments.traces = measured if device.is_cuda else arguments.local / "traces_cpu"
+    elif not device.is_cuda and arguments.traces.resolve() == measured.resolve():
+        parser.error(f"--traces: {measured} is for GPUs; without one, expected another folder")
     return arguments
 
 
@@ -139,7 +153,10 @@ def run(arguments: argparse.Namespace, device: Device, console: Console) -> int:
     for job in jobs:
         check_blobs(job.definition, job.workload.workload, root)
     console.print(f"On {device.name}, {sum(len(job.solutions) for job in jobs)} evaluations.")
-    benchmark = (Benchmark if device.is_cuda else cpu_benchmark)(TraceSet(root=root), config)
+    if device.is_cuda:
+        benchmark = Benchmark(TraceSet(root=root), config)
+    else:
+        benchmark = cpu_benchmark(TraceSet(root=root), config, emulated=device.emulated)
     try:
         passed, total = run_jobs(benchmark, jobs, arguments.traces, console)
     finally:

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from ..machine import UNKNOWN
 from ..paths import BadInput
+from ..runs.emulation import unmarked
 
 # flashinfer-bench itself writes no version into a trace, but its versions differ in where they put
 # it. This matters: 0.1.2 reports mean latencies on fresh clones, its successor medians without.
@@ -55,7 +56,8 @@ class TraceRecord:
         recorded = self.trace.evaluation.environment
         libs = {name: recorded.libs[name] for name in sorted(recorded.libs) if name not in NOTES}
         harness = libs.pop(HARNESS, self.harness)
-        return {"hardware": recorded.hardware, HARNESS: harness, **libs}
+        # what is emulated was run on the same machine as the rest
+        return {"hardware": unmarked(recorded.hardware), HARNESS: harness, **libs}
 
 
 def load_traces(

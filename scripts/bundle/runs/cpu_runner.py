@@ -33,6 +33,7 @@ from flashinfer_bench.data import (
 from ..sandbox.confinement import hide_memory
 from ..sandbox.launcher import Launcher, LauncherError
 from ..sandbox.solution_process import Change, Failure, Limits, SolutionProcess, Subject
+from . import emulation
 from .harness import Runner, Settings, benchmark_with, evaluation, output_specs, settings_for
 from .judge import Verdict, WrongNumbers, check_inputs
 from .trials import Trial, draw_inputs, make_calls, moved, tensors_of
@@ -54,10 +55,14 @@ class Baseline:
 
 
 def cpu_benchmark(
-    trace_set: TraceSet, config: BenchmarkConfig, limits: Limits | None = None
+    trace_set: TraceSet,
+    config: BenchmarkConfig,
+    limits: Limits | None = None,
+    emulated: str | None = None,
 ) -> Benchmark:
     """The harness's Benchmark with a CpuRunner."""
-    return benchmark_with(CpuRunner(limits or default_limits(config)), trace_set, config)
+    runner = CpuRunner(limits or default_limits(config), emulated)
+    return benchmark_with(runner, trace_set, config)
 
 
 def default_limits(config: BenchmarkConfig) -> Limits:
@@ -75,10 +80,12 @@ def free_memory() -> int:
 class CpuRunner(Runner):
     """Evaluates solutions one by one; keeps the last workload's baseline."""
 
-    def __init__(self, limits: Limits) -> None:
-        """limits: of each solution, and of each trial of the reference."""
+    def __init__(self, limits: Limits, emulated: str | None = None) -> None:
+        """limits: of each solution, and of each trial of the reference. emulated: the architecture
+        of the GPU to emulate for solutions in CuTe DSL, such as sm_90a; None: they cannot run."""
         hide_memory()
         self._limits = limits
+        self._emulated = emulated
         self._launcher: Launcher | None = None
         self._baseline: Baseline | None = None
         self._baseline_of: tuple[str, str] | None = None
@@ -101,9 +108,10 @@ class CpuRunner(Runner):
                     definition, workload, config, root, self._ready_launcher(), self._limits
                 )
                 self._baseline_of = key
-            evaluations[solution.name] = evaluate(
-                solution, self._baseline, self._ready_launcher(), self._limits
-            )
+            subject = emulation.subject(definition, solution, self._emulated)
+            result = evaluate(subject, self._baseline, self._ready_launcher(), self._limits)
+            emulation.mark(result, subject)
+            evaluations[solution.name] = result
         return evaluations
 
     def close(self) -> None:
@@ -180,7 +188,7 @@ def check_tolerances(expected: list[torch.Tensor], settings: Settings) -> None:
 
 
 def evaluate(
-    solution: Solution, baseline: Baseline, launcher: Launcher, limits: Limits
+    subject: Subject, baseline: Baseline, launcher: Launcher, limits: Limits
 ) -> Evaluation:
     """Run one solution in a process of its own, and decide as the harness's evaluators do."""
     verdict = Verdict()
@@ -189,7 +197,7 @@ def evaluate(
     inputs = baseline.trials[0].inputs
     process = SolutionProcess(
         launcher,
-        Subject(baseline.definition, solution),
+        subject,
         inputs,
         output_specs(baseline.definition, inputs),
         limits,

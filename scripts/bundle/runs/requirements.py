@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from ..dataset.manifest import RequiredFile, Requires
+from . import emulation
 
 
 @dataclass(frozen=True)
@@ -15,6 +16,7 @@ class Device:
 
     name: str
     compute_capability: int | None
+    emulated: str | None = None  # without CUDA: the architecture that is emulated, such as sm_90a
 
     @property
     def is_cuda(self) -> bool:
@@ -34,7 +36,9 @@ def why_not(requires: Requires, device: Device) -> str | None:
     reasons = []
     supported = requires.compute_capabilities
     if not device.is_cuda and not requires.cpu:
-        reasons.append("needs a CUDA device")
+        reason = emulation.why_not(requires.modules, supported, device.emulated)
+        if reason is not None:
+            reasons.append(reason)
     elif device.is_cuda and supported and device.compute_capability not in supported:
         wanted = " or ".join(f"sm_{capability}" for capability in supported)
         reasons.append(f"needs {wanted}, this is sm_{device.compute_capability} ({device.name})")

@@ -2,7 +2,7 @@
 
 What runs here shares its process with the solution, which may change anything in it. So nothing
 that is said here is believed but for this solution's own failure; the parent looks at the memory
-and at its own clock. `solution` is the seam for devices that are emulated: see `build`.
+and at its own clock.
 """
 
 from __future__ import annotations
@@ -25,11 +25,14 @@ import torch
 from flashinfer_bench.data import Definition, Solution
 
 from ..dataset.oracle import build_oracle
+from ..paths import ROOT
 from ..runs.harness import BuildError, build_reference, build_solution, normalize_result
 from .channel import REQUEST, Answer, Command, Outcome, Request, Slot, open_tensors
 from .integrity import replaced, watched
 from .poison import poisoned_like
 
+CACHE_VARIABLE = "MOE_EMULATOR_CACHE"
+"""Read by the emulator: see emulator/build.py."""
 MESSAGE_CHARACTERS = 800
 """Of an exception's text; an answer holds `TEXT_BYTES`."""
 
@@ -57,6 +60,10 @@ class Order:
     """Whether it may write below its own folder only, which is then its home, too."""
     device: str = "cpu"
     """cpu: the shared memory holds the arguments. cuda:0: they are copied there and back."""
+    emulated: str | None = None
+    """The architecture of the GPU that is emulated, such as sm_90a; None: there is none."""
+    emulator_cache: str | None = None
+    """Where the emulator's compiled runtime is."""
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self)).encode()
@@ -170,15 +177,17 @@ class Contestant:
     def build(self) -> None:
         """Raises BuildError as the harness's builders do.
 
-        An emulated device has to be installed first, by whatever `order.solution` tells of what it
-        needs; this is the only place for it, in a process that no other solution will see.
+        An emulated device is installed first, in a process that no other solution will see.
         """
         definition = Definition.model_validate_json(self.order.definition)
         self.definition = definition
+        device = install_device(self.order)
         self.intact = watched()
         if self.order.solution is not None:
             solution = Solution.model_validate_json(self.order.solution)
             self.function, self.takes_outputs = build_solution(definition, solution)
+            if device is not None:
+                self.function = device.running(self.function)
         elif self.order.lean:
             self.function = build_oracle(definition)
         else:
@@ -285,6 +294,19 @@ def in_range(nanoseconds: float) -> int:
     if not math.isfinite(nanoseconds):
         return 0
     return int(min(max(nanoseconds, 0), (1 << 32) - 1))
+
+
+def install_device(order: Order):
+    """The EmulatedDevice that the order asks for, or None."""
+    if order.emulated is None:
+        return None
+    os.environ[CACHE_VARIABLE] = order.emulator_cache
+    sys.path.append(str(ROOT))
+    from emulator.device import EmulatedDevice
+
+    device = EmulatedDevice(order.emulated)
+    device.install()
+    return device
 
 
 def enter(folder: Path, confined: bool) -> None:

@@ -94,6 +94,10 @@ class Subject:
     solution: Solution | None = None
     lean: bool = False
     """Whether the oracle stands for the reference."""
+    emulated: str | None = None
+    """The architecture of the GPU to emulate for the solution; None: none."""
+    emulator_cache: str | None = None
+    """Where the emulator's compiled runtime is; the solution's process only reads there."""
 
 
 class SolutionProcess:
@@ -142,6 +146,8 @@ class SolutionProcess:
             memory_limit=limits.memory_bytes,
             confined=device == "cpu",
             device=device,
+            emulated=subject.emulated,
+            emulator_cache=subject.emulator_cache,
         )
 
     def __enter__(self) -> SolutionProcess:
