@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=PATH, help="where a GPU's digests go")
     options = parser.parse_args()
 
-    from bundle.emulation.digests import cases, emulated_digests, gpu_digests
+    from bundle.emulation.digests import EmulatedCase, cases, gpu_digests
 
     chosen = [case for case in cases() if options.only in case.name]
     if not options.emulated:
@@ -47,7 +47,7 @@ def main() -> None:
     failed = False
     for case in chosen:
         start = time.perf_counter()
-        expected, actual = known["digests"][case.name], emulated_digests(case)
+        expected, actual = known["digests"][case.name], EmulatedCase(case).digests()
         wrong = [name for name in expected if expected[name] != actual[name]]
         failed |= bool(wrong)
         verdict = f"differ: {', '.join(wrong)}" if wrong else f"all {len(expected)} equal"
