@@ -14,7 +14,7 @@ from emulator import LAZY, Emulator, random_schedules
 
 HARDWARE = Path(__file__).parents[2] / "emulator" / "hardware" / "digests.json"
 SMALL = {case.name: case for case in cases() if not case.real}
-LARGE_TILES = ("configuration 4", "configuration 5")  # a schedule takes seconds
+SLOW = ("configuration 4", "choice")  # a schedule takes seconds
 
 
 @cache
@@ -26,7 +26,7 @@ def compiled(name: str) -> EmulatedCase:
 def test_every_order_gives_the_same_bits_without_a_race(name):
     case = compiled(name)
     expected = case.digests()
-    few = any(text in name for text in LARGE_TILES)
+    few = any(text in name for text in SLOW)
     for schedule in (LAZY, *random_schedules(1 if few else 4)):
         assert case.digests(Emulator(schedule, race=not few)) == expected
 

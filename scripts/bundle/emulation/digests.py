@@ -18,7 +18,7 @@ from cutlass import Float32, Int32
 from cutlass.cute.runtime import make_ptr
 
 from emulator import Buffers, EmulatedFunction, Emulator
-from solutions.common.cutedsl.config import SM_90
+from solutions.common.cutedsl.config import CONFIGS, Candidate, candidates_for, only
 from solutions.common.cutedsl.layer import MoeLayer
 from solutions.common.cutedsl.operands import INPUT_DTYPES, scratch_size
 from solutions.common.cutedsl.padded_operands import BLOCK, POINTERS
@@ -84,9 +84,11 @@ def _layer_inputs(geometry: Geometry, num_tokens: int) -> Arrays:
     }
 
 
-def _layer_case(index: int, num_tokens: int, geometry: Geometry) -> Case:
-    config, real = SM_90[index][1], geometry == DEEPSEEK_V3_EP8
-    groups = MoeLayer(geometry, config, EMULATED_SMS).scratch(num_tokens)
+def _layer_case(
+    what: str, candidates: tuple[Candidate, ...], num_tokens: int, geometry: Geometry
+) -> Case:
+    real = geometry == DEEPSEEK_V3_EP8
+    groups = MoeLayer(geometry, candidates, EMULATED_SMS).scratch(num_tokens)
 
     def arrays() -> Arrays:
         return _layer_inputs(geometry, num_tokens) | {
@@ -105,8 +107,8 @@ def _layer_case(index: int, num_tokens: int, geometry: Geometry) -> Case:
 
     size = "real" if real else "small"
     return Case(
-        f"v3 configuration {index + 1}, {size}, T={num_tokens}",
-        lambda num_sms: MoeLayer(geometry, config, num_sms),
+        f"v3 {what}, {size}, T={num_tokens}",
+        lambda num_sms: MoeLayer(geometry, candidates, num_sms),
         arrays,
         (num_tokens, OFFSET, FACTOR),
         written,
@@ -147,13 +149,20 @@ def _padded_case(index: int, experts: int, max_m: int, n: int, k: int, real: boo
 
 
 def cases() -> list[Case]:
-    """All of sm_90a: the five configurations of v3 and the four tiles of v1 and v2."""
+    """All of sm_90a: each configuration of v3 alone, the choice among them, v1's and v2's tiles."""
     swap_ab = replace(DEEPSEEK_V3_EP8, hidden_size=1024, intermediate_size=512)
     wide = replace(DEEPSEEK_V3_EP8, intermediate_size=256)  # tokens on M need this hidden_size
-    small = [(0, 24, swap_ab), (1, 100, swap_ab), (2, 160, swap_ab), (3, 70, wide), (4, 40, wide)]
+    layers = [
+        (f"configuration {number}", only(config), num_tokens, geometry)
+        for number, config in enumerate(CONFIGS, 1)
+        for num_tokens, geometry in (
+            (40, swap_ab if config.swap_ab else wide),
+            (7, DEEPSEEK_V3_EP8),
+        )
+    ]
     return [
-        *(_layer_case(*arguments) for arguments in small),
-        *(_layer_case(index, 7, DEEPSEEK_V3_EP8) for index in range(len(SM_90))),
+        *(_layer_case(*layer) for layer in layers),
+        _layer_case("choice", candidates_for(60), 60, wide),
         *(_padded_case(index, 3, 140, 384, 512, False) for index in range(len(TILES))),
         _padded_case(3, 32, 4, 4096, 7168, True),
         _padded_case(3, 32, 4, 7168, 2048, True),
