@@ -13,12 +13,15 @@ HAS_CUDA = torch.cuda.is_available()
 if not HAS_CUDA:
     # Triton decides between compiler and interpreter when it is imported.
     os.environ["TRITON_INTERPRET"] = "1"
+    # CuTe DSL takes the architecture when it is imported. The emulator runs Hopper's kernels.
+    os.environ["CUTE_DSL_ARCH"] = "sm_90a"
 sgl_standin.install()
 deepgemm_standin.install()
 
 # flashinfer-bench writes built sources and logs here, instead of into the user's cache.
 CACHE = tempfile.TemporaryDirectory(prefix="flashinfer_bench_")
 os.environ["FIB_CACHE_PATH"] = CACHE.name
+os.environ["CUTE_DSL_DUMP_DIR"] = CACHE.name  # the PTX that a test keeps
 
 
 @pytest.fixture(autouse=True)

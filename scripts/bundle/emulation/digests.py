@@ -150,7 +150,7 @@ def _padded_case(index: int, experts: int, max_m: int, n: int, k: int, real: boo
 
 def cases() -> list[Case]:
     """All of sm_90a: each configuration of v3 alone, the choice among them, v1's and v2's tiles."""
-    swap_ab = replace(DEEPSEEK_V3_EP8, hidden_size=1024, intermediate_size=512)
+    swap_ab = replace(DEEPSEEK_V3_EP8, hidden_size=512, intermediate_size=256)
     wide = replace(DEEPSEEK_V3_EP8, intermediate_size=256)  # tokens on M need this hidden_size
     layers = [
         (f"configuration {number}", only(config), num_tokens, geometry)
