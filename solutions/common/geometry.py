@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # by identity, as every call looks things up by its geometry
 class Geometry:
     """Sizes of a DeepSeek-V3-style MoE layer under expert parallelism.
 

@@ -12,7 +12,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from ..common.arguments import checked_inputs, require_cuda
 from ..common.geometry import DEEPSEEK_V3_EP8, Geometry, max_rows
 from ..common.triton_stages.combine import combine
-from ..common.triton_stages.launch import INTERPRETING, Launcher, addresses
+from ..common.triton_stages.launch import INTERPRETING, Launch, Launcher, addresses
 from ..common.triton_stages.routing import route, routing_buffers
 from ..common.workspace import Workspace
 from .grouped_gemm import gemm1_swiglu_kernel, gemm2_weighted_kernel
@@ -69,19 +69,20 @@ def _weight_descriptor(weights: torch.Tensor, block: int) -> TensorDescriptor:
 
 
 class Plan(NamedTuple):
-    """What a call needs besides its arguments: memory and how many programs."""
+    """What a call needs besides its arguments: memory and the launches of the GEMMs."""
 
     workspace: Workspace  # routing's buffers, then act, act_scale, y and GEMM1's halves
     num_counters: int  # one per tile of GEMM1 if its K may be halved
-    gemm1_grid: tuple
-    gemm2_grid: tuple
+    max_rows: int
+    gemm1: Launch
+    gemm2: Launch
 
 
-@lru_cache
+@lru_cache(maxsize=1024)
 def _plan(geometry: Geometry, tiles: Tiles, num_tokens: int, device: torch.device) -> Plan:
     """Buffers as in grouped_gemm.py; persistent programs, or fewer if tiles cannot be as many."""
     rows, h, i = max_rows(geometry, num_tokens), geometry.hidden_size, geometry.intermediate_size
-    block, sms = geometry.block, _num_sms(device)
+    block, sms, pdl = geometry.block, _num_sms(device), not INTERPRETING
 
     def most_tiles(tile: Tile, column_tiles: int) -> int:
         """Full tiles of rows, and one more for each expert."""
@@ -97,11 +98,23 @@ def _plan(geometry: Geometry, tiles: Tiles, num_tokens: int, device: torch.devic
         (_BF16, rows, h),
         (_FP32, halved, 2, 2, gemm1.block_t * block),
     )
+    shape = h, i, geometry.num_local_experts, block
     return Plan(
         workspace,
         halved,
-        (min(sms * gemm1.programs_per_sm, tiles1 + halved), 1, 1),
-        (min(sms * gemm2.programs_per_sm, tiles2), 1, 1),
+        rows,
+        _gemm1.prepare(
+            (min(sms * gemm1.programs_per_sm, tiles1 + halved), 1, 1),
+            (*shape, gemm1.block_t, gemm1.swap_ab, gemm1.halves, gemm1.num_stages, pdl),
+            num_warps=gemm1.num_warps,
+            launch_pdl=pdl,
+        ),
+        _gemm2.prepare(
+            (min(sms * gemm2.programs_per_sm, tiles2), 1, 1),
+            (*shape, gemm2.block_t, gemm2.swap_ab, gemm2.num_stages, pdl),
+            num_warps=gemm2.num_warps,
+            launch_pdl=pdl,
+        ),
     )
 
 
@@ -117,41 +130,30 @@ def moe(
     """
     inputs = checked_inputs(geometry, inputs, output)
     logits, bias, hidden, hidden_scale, w1, w1_scale, w2, w2_scale, offset, factor = inputs
-    num_tokens, h = hidden.shape
+    num_tokens, block = hidden.shape[0], geometry.block
     if num_tokens == 0:
         return
     pdl = not INTERPRETING
     if pdl:
         require_cuda(hidden.device)
     tiles = tiles or tiles_for(num_tokens, hidden.device)
-    i, block, experts = geometry.intermediate_size, geometry.block, geometry.num_local_experts
-    rows = max_rows(geometry, num_tokens)
     plan = _plan(geometry, tiles, num_tokens, hidden.device)
     # memory lives to the end of this function; whoever gets it next is behind us on the stream
     _memory, buffers = plan.workspace.allocate(hidden.device)
     *routing_part, act, act_scale, y, halves = buffers
-    hidden, hidden_scale, w1_scale, w2_scale = addresses(hidden, hidden_scale, w1_scale, w2_scale)
 
     routing = route(geometry, logits, bias, offset, factor, routing_part, plan.num_counters, pdl)
-    tile = tiles.gemm1
-    _gemm1(
-        plan.gemm1_grid,
-        (hidden, hidden_scale, _weight_descriptor(w1, block), w1_scale, routing.expert_offsets,
-         routing.row_token, act, act_scale, halves, routing.counters, num_tokens, rows),
-        (h, i, experts, block, tile.block_t, tile.swap_ab, tile.halves, tile.num_stages, pdl),
-        num_warps=tile.num_warps,
-        launch_pdl=pdl,
+    expert_offsets, row_token, row_weight, token_rows, counters = routing
+    hidden, hidden_scale, w1_scale, w2_scale = addresses(hidden, hidden_scale, w1_scale, w2_scale)
+    plan.gemm1(
+        hidden, hidden_scale, _weight_descriptor(w1, block), w1_scale, expert_offsets, row_token,
+        act, act_scale, halves, counters, num_tokens, plan.max_rows,
     )  # fmt: skip
-    tile = tiles.gemm2
-    _gemm2(
-        plan.gemm2_grid,
-        (act, act_scale, _weight_descriptor(w2, block), w2_scale, routing.expert_offsets,
-         routing.row_weight, y, rows),
-        (h, i, experts, block, tile.block_t, tile.swap_ab, tile.num_stages, pdl),
-        num_warps=tile.num_warps,
-        launch_pdl=pdl,
+    plan.gemm2(
+        act, act_scale, _weight_descriptor(w2, block), w2_scale, expert_offsets, row_weight, y,
+        plan.max_rows,
     )  # fmt: skip
-    combine(y, routing.token_rows, geometry.top_k, output, pdl)
+    combine(y, token_rows, geometry.top_k, output, pdl)
 
 
 def run(

@@ -6,7 +6,7 @@ from functools import lru_cache
 import torch
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tile:
     """Tile configuration of one grouped GEMM."""
 
@@ -18,7 +18,7 @@ class Tile:
     halves: bool = False  # two programs may share a tile's K; GEMM1 only
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tiles:
     """Tiles of both GEMMs for up to max_tokens tokens."""
 

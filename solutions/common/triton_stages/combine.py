@@ -1,10 +1,12 @@
 """Weighted combine: adds up each token's rows, pull style, without atomics."""
 
+from functools import lru_cache
+
 import torch
 import triton
 import triton.language as tl
 
-from .launch import Launcher, addresses
+from .launch import Launch, Launcher, addresses
 
 
 @triton.jit
@@ -61,12 +63,15 @@ def combine(
     token_rows lists them from the left, then -1. They are added in fp32 in that order, which is
     ascending; a token without rows gets zeros. With pdl, y is awaited with griddepcontrol.wait.
     """
-    num_tokens, hidden_size = output.shape
+    launch = _launch(*output.shape, top_k, row_weight is not None, pdl)
+    launch(y, token_rows, row_weight, *addresses(output))
+
+
+@lru_cache(maxsize=1024)
+def _launch(num_tokens: int, hidden_size: int, top_k: int, weighted: bool, pdl: bool) -> Launch:
     block_h = 1024
-    weighted = row_weight is not None
-    _combine(
+    return _combine.prepare(
         (num_tokens, -(-hidden_size // block_h), 1),
-        (y, token_rows, row_weight, *addresses(output)),
         (hidden_size, top_k, block_h, weighted, pdl),
         num_warps=4,
         launch_pdl=pdl,

@@ -35,24 +35,57 @@ class Launcher:
             self._kernel[grid](*arguments, *constants)
             return
         device = torch._C._cuda_getDevice()
+        launch, function, metadata = self.compiled(device, arguments, constants, options)
+        stream = torch._C._cuda_getCurrentRawStream(device)
+        launch(*grid, stream, function, metadata, None, None, None, *arguments, *constants)
+
+    def prepare(self, grid: tuple, constants: tuple, **options) -> "Launch":
+        """The same in two steps: the second, with the arguments, takes less time."""
+        return Launch(self, grid, constants, options)
+
+    def compiled(self, device: int, arguments: tuple, constants: tuple, options: dict) -> tuple:
+        """Triton's launching function, the kernel's handle, and what the launch must know of it."""
         key = (device, constants, *options.values())
         compiled = self._compiled.get(key)
         if compiled is None:
             with COMPILER:
                 compiled = self._compiled.get(key) or self._compile(arguments, constants, options)
                 self._compiled[key] = compiled
-        launch, function, metadata = compiled
-        stream = torch._C._cuda_getCurrentRawStream(device)
-        launch(*grid, stream, function, metadata, None, None, None, *arguments, *constants)
+        return compiled
 
     def _compile(self, arguments: tuple, constants: tuple, options: dict) -> tuple:
-        """How to launch it, its handle and what the launch must know of it."""
         names = self._kernel.arg_names
         given = zip(names, arguments, strict=False)  # constants follow
         typed = [self._pointers.get(name, value) for name, value in given]
         compiled = self._kernel.warmup(*typed, *constants, grid=(1, 1, 1), **options)
         compiled._init_handles()
         return compiled.run, compiled.function, compiled.packed_metadata
+
+
+class Launch:
+    """A kernel with its grid and constants, see `Launcher.prepare`."""
+
+    def __init__(self, launcher: Launcher, grid: tuple, constants: tuple, options: dict):
+        self._launcher = launcher
+        self._grid = grid
+        self._constants = constants
+        self._options = options
+        self._compiled = {}  # by device
+
+    def __call__(self, *arguments) -> None:
+        """Launch on the current device and stream."""
+        if INTERPRETING:
+            self._launcher(self._grid, arguments, self._constants)
+            return
+        device = torch._C._cuda_getDevice()
+        compiled = self._compiled.get(device)
+        if compiled is None:
+            compiled = self._launcher.compiled(device, arguments, self._constants, self._options)
+            self._compiled[device] = compiled
+        launch, function, metadata = compiled
+        stream = torch._C._cuda_getCurrentRawStream(device)
+        launch(*self._grid, stream, function, metadata, None, None, None, *arguments,
+               *self._constants)  # fmt: skip
 
 
 def addresses(*tensors: torch.Tensor) -> tuple:

@@ -12,6 +12,7 @@ e's rows are then at [expert_offsets[e] rounded up, expert_offsets[e + 1]).
 program reading every block's counts.
 """
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -376,24 +377,32 @@ def route(
     (griddepcontrol.wait) before it reads the result.
     """
     num_tokens = routing_logits.shape[0]
+    select, permute, programs = _launches(geometry, num_tokens, row_alignment, pdl)
     *routing, block_counts, picked, weight = buffers
+    select(
+        *addresses(routing_logits, routing_bias), block_counts, picked, weight, num_tokens,
+        local_expert_offset, routed_scaling_factor,
+    )  # fmt: skip
+    permute(block_counts, picked, weight, *routing, num_tokens, programs, num_counters)
+    return Routing(*routing)
+
+
+@lru_cache(maxsize=1024)
+def _launches(geometry: Geometry, num_tokens: int, row_alignment: int, pdl: bool) -> tuple:
+    """select and permute for T tokens, and how many programs each has."""
     experts, top_k = geometry.num_local_experts, geometry.top_k
     block = blocks_for(num_tokens)
     programs = -(-num_tokens // block.tokens)
-    routing_logits, routing_bias = addresses(routing_logits, routing_bias)
-    _select_picks(
+    select = _select_picks.prepare(
         (programs, 1, 1),
-        (routing_logits, routing_bias, block_counts, picked, weight, num_tokens,
-         local_expert_offset, routed_scaling_factor),
         (block.tokens, geometry.num_experts, experts, geometry.num_groups,
          geometry.num_top_groups, top_k, pdl),
         num_warps=block.warps,
     )  # fmt: skip
-    _permute(
+    permute = _permute.prepare(
         (programs, 1, 1),
-        (block_counts, picked, weight, *routing, num_tokens, programs, num_counters),
         (block.tokens, block.chunk, experts, top_k, row_alignment, pdl),
         num_warps=4,
         launch_pdl=pdl,
     )
-    return Routing(*routing)
+    return select, permute, programs
