@@ -7,6 +7,7 @@ into one table, except for figures of harnesses that time differently. What is m
 shown as such and never averaged away.
 
     python scripts/compare.py --baseline torch_moe
+    python scripts/compare.py before=old/traces after=new/traces --fail-slower 5%
     python scripts/compare.py h100/traces h200/traces --mix --format markdown
     python scripts/compare.py --readme README.md
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import math
 import os
 import shlex
 import sys
@@ -23,6 +25,7 @@ from pathlib import Path
 from typing import TextIO
 
 from bundle.cli import add_format, add_solutions, exit_with, make_parser
+from bundle.comparison.changes import change_sheets, changes_csv, chosen, compare_sides
 from bundle.comparison.figures import Comparison
 from bundle.comparison.floor import Gpu, Rates
 from bundle.comparison.render import markdown, terminal, to_csv_text, to_json_text
@@ -32,7 +35,8 @@ from bundle.files import replace_section, write_whole
 from bundle.machine import this_hardware
 from bundle.paths import ROOT, BadInput
 from bundle.probes.roofline import known_rates
-from bundle.sheets import WIDTH
+from bundle.sheets import WIDTH, markdown_table, rich_table
+from pydantic_core import to_json
 from rich.console import Console
 
 
@@ -43,7 +47,8 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         nargs="*",
         type=Path,
         metavar="PATH",
-        help="trace folder, .jsonl file or dataset root (default: the bundle's traces/)",
+        help="trace folder, .jsonl file or dataset root (default: the bundle's traces/); "
+        "before=PATH and after=PATH compare two states of the same solutions",
     )
     parser.add_argument("--definition", help="only this definition (default: a table for each)")
     add_solutions(parser, default="all; the order is that of the columns")
@@ -64,6 +69,13 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--fp8-tflops", type=float, metavar="TFLOP/S", help="dense FP8 rate of the GPU (roofline)"
     )
+    parser.add_argument(
+        "--fail-slower",
+        type=share,
+        metavar="P%",
+        help="with before= and after=: exit status 1 if a solution is slower on a workload by more "
+        "than P percent and its spread, or has ceased to pass",
+    )
     output = parser.add_mutually_exclusive_group()
     add_format(output, "csv")
     output.add_argument(
@@ -76,6 +88,15 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.readme and options.out:
         parser.error("--readme rewrites its own file: --out does not go with it")
+    options.before, options.after = sides(options.paths)
+    if bool(options.before) != bool(options.after) or (
+        options.before and len(options.paths) > len(options.before) + len(options.after)
+    ):
+        parser.error("before=PATH and after=PATH: expected some of each, and no other path")
+    if options.fail_slower is not None and not options.before:
+        parser.error("--fail-slower: expected before=PATH and after=PATH")
+    if options.before and (options.readme or options.baseline or options.mix):
+        parser.error("--readme, --baseline and --mix do not go with before=PATH and after=PATH")
     figures = (options.bandwidth_tbs, options.fp8_tflops)
     if (figures[0] is None) != (figures[1] is None):
         parser.error("--bandwidth-tbs and --fp8-tflops only work together")
@@ -84,11 +105,37 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def main(arguments: Sequence[str]) -> None:
-    options = parse_arguments(arguments)
-    records, bad_lines = load_traces(options.paths or [ROOT / "traces"], options.skip_bad_lines)
+def share(text: str) -> float:
+    """5% or 5: 0.05."""
+    percent = float(text.removesuffix("%"))
+    if not 0 <= percent < math.inf:
+        raise ValueError(text)
+    return percent / 100
+
+
+def sides(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """The paths that are called before= and after=."""
+    texts = [str(path) for path in paths]
+    before, after = (
+        [Path(text.removeprefix(side)) for text in texts if text.startswith(side)]
+        for side in ("before=", "after=")
+    )
+    return before, after
+
+
+def read(paths: Sequence[Path], options: argparse.Namespace) -> tuple[list[TraceRecord], int]:
+    """The records, and how many lines were skipped."""
+    records, bad_lines = load_traces(paths, options.skip_bad_lines)
     for line in bad_lines:
         print(f"skipped: {line}", file=sys.stderr)
+    return records, len(bad_lines)
+
+
+def main(arguments: Sequence[str]) -> int:
+    options = parse_arguments(arguments)
+    if options.before:
+        return show_changes(options)
+    records, skipped_lines = read(options.paths or [ROOT / "traces"], options)
     rates: Rates = known_rates
     if options.bandwidth_tbs is not None:
         rates = given_rates(options.bandwidth_tbs, options.fp8_tflops, records)
@@ -101,7 +148,7 @@ def main(arguments: Sequence[str]) -> None:
         baseline=options.baseline,
         mix=options.mix,
         rates=rates,
-        skipped_lines=len(bad_lines),
+        skipped_lines=skipped_lines,
     )
     command = shlex.join(["python", "scripts/compare.py", *arguments])
     if options.readme:
@@ -120,10 +167,46 @@ def main(arguments: Sequence[str]) -> None:
             "csv": lambda: to_csv_text(comparisons),
             "json": lambda: to_json_text(comparisons, command),
         }[options.format]()
-        if options.out:
-            write_whole(options.out, text)
-        else:
-            sys.stdout.write(text)
+        write(text, options.out)
+    return 0
+
+
+def write(text: str, out: Path | None) -> None:
+    if out:
+        write_whole(out, text)
+    else:
+        sys.stdout.write(text)
+
+
+def show_changes(options: argparse.Namespace) -> int:
+    """Before and after; 1 if --fail-slower finds something."""
+    changes = compare_sides(
+        *(
+            chosen(read(paths, options)[0], options.definition, options.solutions)
+            for paths in (options.before, options.after)
+        )
+    )
+    sheets = change_sheets(changes)
+    if options.format == "json":
+        text = to_json(changes, indent=2).decode() + "\n"
+    elif options.format == "csv":
+        text = changes_csv(changes)
+    elif options.format == "markdown":
+        tables = ["\n".join([f"### {s.title}", "", *markdown_table(s)]) for s in sheets]
+        text = "\n\n".join([*tables, *changes.notes]) + "\n"
+    else:
+        file = io.StringIO()
+        console = Console(file=file, width=WIDTH, highlight=False)
+        for sheet in sheets:
+            console.print(sheet.title, rich_table(sheet), "", sep="\n")
+        for note in changes.notes:
+            console.print(note)
+        text = file.getvalue()
+    write(text, options.out)
+    failures = [] if options.fail_slower is None else changes.failures(options.fail_slower)
+    for failure in failures:
+        print(f"slower: {failure}", file=sys.stderr)
+    return 1 if failures else 0
 
 
 def given_rates(tbs: float, tflops: float, records: Sequence[TraceRecord]) -> Rates:
