@@ -239,9 +239,7 @@ def _means(group: Sequence[Change]) -> Sheet:
         ratios = [change.ratio for change in own if change.ratio is not None]
         counts = [sum(change.verdict == name for change in own) for name in seen]
         mean = geometric_mean(ratios) if ratios else None
-        rows.append(
-            [Entry(solution), Entry(percent(mean)), *(number_entry(n, "d") for n in counts)]
-        )
+        rows.append([Entry(text) for text in (solution, percent(mean), *map(str, counts))])
     headings = [Heading("solution", left=True), Heading("mean change"), *map(Heading, seen)]
     return Sheet("Geometric mean change of latency", headings, rows)
 
