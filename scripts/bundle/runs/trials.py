@@ -6,6 +6,7 @@ The element is changed after the clock has started; the reference has to show th
 
 from __future__ import annotations
 
+import random
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -155,8 +156,9 @@ def changeable(definition: Definition, inputs: Sequence[Any]) -> dict[str, int]:
 def _candidates(definition: Definition, inputs: Sequence[Any]) -> list[tuple[str, int]]:
     """The inputs of which an element may be changed, with their numbers, in random order.
 
-    Those with a variable axis (tokens) if there are any: of the others, weights, a call with few
-    tokens may not read the element at all.
+    The more elements one has, the earlier it comes: the less likely it is that a solution which
+    recognises its inputs by a few elements looks at the one that changes. Only those with a
+    variable axis (tokens), if there are any: of weights a call with few tokens may not read it.
     """
     floating = changeable(definition, inputs)
     variable = set(definition.var_axes)
@@ -168,4 +170,6 @@ def _candidates(definition: Definition, inputs: Sequence[Any]) -> list[tuple[str
     candidates = list((of_tokens or floating).items())
     if not candidates:
         raise ValueError(f"{definition.name}: expected a floating-point input, found none")
-    return sorted(candidates, key=lambda _: secrets.randbits(32))
+    sizes = [tensor.numel() for tensor in tensors_of(inputs)]
+    draw = random.SystemRandom()
+    return sorted(candidates, key=lambda candidate: draw.expovariate(sizes[candidate[1]]))
