@@ -1,0 +1,117 @@
+"""What kernels must not do, and PTX that is not known: clear errors, and nothing hangs."""
+
+import re
+
+import numpy as np
+import pytest
+from ptx_kernel import HEADER, launch, module
+
+from emulator import (
+    LAZY,
+    Buffers,
+    Emulator,
+    KernelError,
+    Module,
+    PtxError,
+    UnsupportedInstruction,
+)
+
+SHARED = "mov.b32 %r0, smem;\n"
+LANE = "mov.u32 %r1, %tid.x;\n"
+INIT = f"{SHARED}{LANE}setp.ne.s32 %p1, %r1, 0;\n@!%p1 mbarrier.init.shared.b64 [%r0], 1;\n"
+SYNC = "bar.sync 0;\n"
+
+
+def run(body: str, threads: int = 32, emulator: Emulator | None = None, size: int = 64):
+    buffers = Buffers()
+    array = buffers.array(np.zeros(size, np.int32))
+    launch(module(body, 1, threads), [array], buffers, emulator, threads)
+    return array
+
+
+def test_an_unknown_form_is_refused_by_instruction_line_and_kernel():
+    with pytest.raises(UnsupportedInstruction, match=r"sin\.approx\.f32 at PTX line \d+ of k"):
+        run("sin.approx.f32 %r1, %r2;")
+
+
+def test_a_known_instruction_of_an_unknown_type_is_refused():
+    with pytest.raises(UnsupportedInstruction, match=re.escape("add.rn.f64")):
+        run("add.rn.f64 %rd1, %rd2, %rd3;")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [(".version 8.8", ".version 12.0", "PTX version 12.0"), ("sm_90a", "sm_80", "target sm_80")],
+)
+def test_an_unknown_version_or_target_is_refused(old, new, message):
+    with pytest.raises(PtxError, match=message):
+        Module(HEADER.format(target="sm_90a").replace(old, new))
+
+
+def test_an_access_past_a_buffer_names_warp_and_line():
+    with pytest.raises(KernelError, match=r"is in no buffer \[cta 0 0 0 warp 0, PTX line \d+\]"):
+        run("st.global.b32 [%rd0+256], %r1;")
+
+
+def test_a_misaligned_access_is_refused():
+    with pytest.raises(KernelError, match="not aligned to 16 bytes"):
+        run("ld.global.v4.b32 {%r1, %r2, %r3, %r4}, [%rd0+4];")
+
+
+def test_unwritten_shared_memory_is_nan():
+    body = f"{SHARED}ld.shared.b32 %r2, [%r0+512];\nst.global.b32 [%rd0], %r2;"
+    assert np.isnan(run(body).view(np.float32)[0])
+
+
+def test_a_deadlock_lists_who_waits_where():
+    body = f"{INIT}{SYNC}wait:\nmbarrier.try_wait.parity.shared.b64 %p2, [%r0], 0;\n@!%p2 bra wait;"
+    with pytest.raises(
+        KernelError, match=r"deadlock.*\n.*\n.*warp 1: waits for mbarrier 0x400 .*1 of 1 arrivals"
+    ):
+        run(body, threads=64)
+
+
+def test_an_endless_kernel_ends_at_the_limit_of_instructions():
+    with pytest.raises(KernelError, match=r"within the limit of instructions:\n.*warp 0: runs"):
+        run("again:\nbra again;", emulator=Emulator(max_instructions=10_000))
+
+
+def test_too_many_arrivals_are_refused():
+    body = f"{INIT}{SYNC}@!%p1 mbarrier.arrive.shared.b64 _, [%r0], 2;"
+    with pytest.raises(KernelError, match="2 arrivals, 1 of 1 were missing"):
+        run(body)
+
+
+def test_diverged_lanes_at_two_barriers_are_a_fault():
+    body = (
+        f"{LANE}setp.ne.s32 %p1, %r1, 0;\n@%p1 bra other;\n"
+        "bar.sync 0;\nbra end;\nother:\nbar.sync 1;\nend:"
+    )
+    with pytest.raises(KernelError, match="wait for each other at different instructions"):
+        run(body)
+
+
+STORE = "shl.b32 %r2, %r1, 2;\nadd.s32 %r3, %r0, %r2;\nst.shared.b32 [%r3], %r1;\n"
+# every lane reads what the lane of the opposite number has written
+LOAD = "xor.b32 %r4, %r2, {flip};\nadd.s32 %r5, %r0, %r4;\nld.shared.b32 %r6, [%r5];\n"
+
+
+@pytest.mark.parametrize(
+    ("threads", "flip", "sync"), [(64, 252, "bar.sync 0;\n"), (32, 124, "bar.warp.sync -1;\n")]
+)
+def test_a_missing_barrier_is_a_race(threads, flip, sync):
+    race = Emulator(race=True)
+    start, load = f"{SHARED}{LANE}{STORE}", LOAD.format(flip=flip)
+    run(f"{start}{sync}{load}", threads, race)
+    with pytest.raises(KernelError, match="race: .* is not ordered behind a"):
+        run(f"{start}{load}", threads, race)
+
+
+def test_an_omitted_instruction_is_left_out():
+    text = f"{SHARED}{LANE}{STORE}bar.sync 0;\n{LOAD.format(flip=252)}"
+    buffers = Buffers()
+    array, kernel = buffers.array(np.zeros(64, np.int32)), module(text, 1, 64)
+    (barrier,) = kernel.program("k").synchronisations()
+    launch(kernel, [array], buffers, Emulator(LAZY, race=True), 64)
+    with pytest.raises(KernelError, match="race"):
+        launch(kernel, [array], buffers, Emulator(LAZY, race=True, omit=barrier.line), 64)
