@@ -97,15 +97,21 @@ SM_90 = (
             ),
             Candidate(
                 GemmConfig(
+                    swap_ab=True, tokens=64, weight_rows=256, warpgroups=2, stages=4, cluster=2
+                ),
+                expert_cost=1, tile_cost=99,
+            ),
+            Candidate(
+                GemmConfig(
                     swap_ab=True, tokens=80, weight_rows=256, warpgroups=2, stages=4, cluster=2
                 ),
-                expert_cost=5, tile_cost=95,
+                expert_cost=11, tile_cost=99,
             ),
             Candidate(
                 GemmConfig(
                     swap_ab=False, tokens=128, weight_rows=256, warpgroups=2, stages=4, cluster=2
                 ),
-                expert_cost=200, tile_cost=20,
+                expert_cost=225, tile_cost=16,
             ),
         ),
     ),
