@@ -1,12 +1,16 @@
 """The padded grouped GEMM for Blackwell: what its tiles compile to, without a GPU."""
 
 import shutil
+from itertools import accumulate
 
 import pytest
+import torch
 from child import facts_of
+from padded_batch import digest, operands
 
 pytest.importorskip("cutlass")
-from solutions.common.cutedsl.padded_gemm import KERNELS
+from solutions.common.cutedsl.architecture import backend_of
+from solutions.common.cutedsl.padded_gemm import KERNELS, padded_gemm
 from solutions.common.cutedsl.sm100 import padded_gemm as gemm
 from solutions.common.cutedsl.sm100 import tmem
 from solutions.common.cutedsl.sm100.padded_gemm import TILES, GemmTile, tile_for
@@ -113,3 +117,17 @@ def test_in_the_emulator(k, rows):
     assert [fact["tile"] for fact in facts] == [str(tile) for tile in TILES]
     assert all(fact["error"] < 2e-3 for fact in facts)  # bf16's rounding
     assert len({digest for fact in facts for digest in fact["digests"]}) == 1
+
+
+@pytest.mark.gpu
+def test_as_in_the_emulator():
+    """On a GPU of sm_100 or sm_103: the same bits as the emulator's, from every tile."""
+    if backend_of(torch.device("cuda", 0)) != 100:
+        pytest.skip("needs a GPU of sm_100 or sm_103")
+    k, rows = 512, [140, 0, 65]
+    facts = facts_of("emulate_padded_gemm.py", str(k), *map(str, rows))
+    offsets = torch.tensor([0, *accumulate(rows)], dtype=torch.int32, device="cuda")
+    a, a_scale, b, b_scale = (tensor.cuda() for tensor in operands(k, rows, padding_is_nan=True))
+    for tile, fact in zip(TILES, facts, strict=True):
+        c = padded_gemm(a, a_scale, b, b_scale, offsets, tile)
+        assert digest(c.view(torch.int16).cpu().numpy(), rows) == fact["digests"][0], tile

@@ -6,7 +6,6 @@ or holds other values.
 """
 
 import ctypes
-import hashlib
 import json
 import os
 import sys
@@ -19,6 +18,7 @@ os.environ.update(CUTE_DSL_ARCH="sm_100a", CUTE_DSL_DUMP_DIR=SCRATCH)
 import cutlass.cute as cute  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from padded_batch import N, digest, operands  # noqa: E402
 
 from emulator import (  # noqa: E402
     EAGER,
@@ -32,27 +32,7 @@ from emulator import (  # noqa: E402
 from solutions.common.cutedsl.sm100.padded_gemm import TILES, PaddedGemmKernel  # noqa: E402
 from solutions.torch_moe.main import dequantize  # noqa: E402
 
-N, BLOCKS = 384, 4  # columns of c, and multiprocessors of the device
-NAN = 0x7F  # in e4m3
-
-
-def operands(k: int, rows: list[int], padding_is_nan: bool) -> tuple[torch.Tensor, ...]:
-    """a, a_scale, b, b_scale; the same for both kinds of padding where there are rows."""
-    generator = torch.Generator().manual_seed(k)
-    experts, max_m = len(rows), max(4, -(-max(rows) // 4) * 4)
-
-    def codes(*shape):
-        bits = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
-        return bits.bitwise_and_(0xBF)
-
-    a, b = codes(experts, max_m, k), codes(experts, N, k)
-    a_scale = torch.randn(k // 128, experts, max_m, generator=generator)
-    b_scale = torch.randn(experts, N // 128, k // 128, generator=generator)
-    if padding_is_nan:
-        for expert, count in enumerate(rows):
-            a[expert, count:], a_scale[:, expert, count:] = NAN, float("nan")
-    fp8 = torch.float8_e4m3fn
-    return a.view(fp8), a_scale, b.view(fp8), b_scale
+BLOCKS = 4  # multiprocessors of the device
 
 
 def emulate(tile, rows: list[int], k: int) -> dict:
@@ -72,8 +52,7 @@ def emulate(tile, rows: list[int], k: int) -> dict:
         for schedule in [EAGER, LAZY, *random_schedules(2)]:
             c[:] = -1
             (run,) = emulated_launch(host, arguments, buffers.ranges, Emulator(schedule, race=True))
-            valid = np.concatenate([c[expert, :count] for expert, count in enumerate(rows)])
-            digests.append(hashlib.sha256(valid.tobytes()).hexdigest())
+            digests.append(digest(c, rows))
         result = torch.from_numpy(c).view(torch.bfloat16).double()
         for expert, count in enumerate(rows):
             if count:
