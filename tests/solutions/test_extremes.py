@@ -26,8 +26,7 @@ def of_tokens(arguments: dict, tokens: slice) -> dict:
 
 @pytest.mark.gpu
 @every_solution
-@pytest.mark.parametrize("seq_len", [40_960, 65_536])
-@pytest.mark.parametrize("routing", ["random", "all local"])
+@pytest.mark.parametrize("seq_len, routing", [(65_536, "random"), (40_960, "all local")])
 def test_many_tokens(name, seq_len, routing):
     """Offsets into the largest buffers pass 2^31 elements."""
     run = run_of(name)
@@ -61,7 +60,7 @@ def test_very_negative_logits(name, seq_len):
 
 @pytest.mark.gpu
 @every_solution
-@pytest.mark.parametrize("seq_len", [5, 300, 2500])
+@pytest.mark.parametrize("seq_len", [5, 300])
 @pytest.mark.parametrize("place", ["hidden_states", "hidden_states_scale", "gemm1_weights_scale"])
 def test_nan_stays(name, seq_len, place):
     run = run_of(name)
@@ -77,7 +76,7 @@ def test_nan_stays(name, seq_len, place):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["cutedsl_moe_fp8_v3", "triton_fused_moe_v3"])
-@pytest.mark.parametrize("seq_len", [3, 100, 1500])
+@pytest.mark.parametrize("seq_len", [3, 1500])
 @pytest.mark.parametrize(
     "up, gate, w2", [(1e20, -1e20, 1.0), (1e19, 1.5e19, 2e-38), (1e37, -50.0, 1.0)]
 )

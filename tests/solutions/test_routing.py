@@ -94,6 +94,39 @@ def test_nan_logits(offset, monkeypatch):
     assert_rows_are_the_references(logits, bias, offset, device_route(logits, bias, offset))
 
 
+@pytest.mark.parametrize("kind", ["random", "near ties"])
+def test_picks_of_many_tokens(kind, monkeypatch):
+    """Five million on a GPU: where biased scores nearly tie, sigmoid's last bit decides."""
+    on_gpu = DEVICE == "cuda"
+    size, rounds = (200_000, 25) if on_gpu else (1000, 1)
+    if not on_gpu:  # the interpreter pays by the program
+        monkeypatch.setattr(routing, "blocks_for", lambda _: routing.Blocks(1024, 8, 64))
+    generator = torch.Generator(DEVICE).manual_seed(7)
+    layout = Workspace(*routing_buffers(DEEPSEEK_V3_EP8, size))
+    local = torch.arange(32, device=DEVICE)
+    for number in range(rounds):
+        offset = number % 8 * 32
+        logits = torch.randn(size, 256, generator=generator, device=DEVICE)
+        bias = 0.01 * torch.randn(256, generator=generator, device=DEVICE)
+        if kind == "near ties":
+            logits = logits.round()  # -4 to 4, mostly -2 to 2
+            # differences of scores, off by their rounding to bf16
+            steps = torch.randint(-2, 3, (256,), generator=generator, device=DEVICE)
+            bias = 1.0 / (1.0 + torch.exp(-steps.float())) - 0.5
+        bias = bias.to(torch.bfloat16)
+        memory, buffers = layout.allocate(logits.device)
+        route(DEEPSEEK_V3_EP8, logits, bias, offset, FACTOR, buffers)
+        picked = layout.tensors(memory)[-2]
+        ids, _ = reference_route(logits, bias, FACTOR)
+        expected = (ids[:, :, None] == local + offset).any(1)
+        actual = (picked[:, None] >> local & 1).bool()
+        wrong = (actual != expected).any(1).sum().item()
+        if on_gpu:
+            assert wrong == 0, f"round {number}: {wrong} of {size} tokens"
+        else:  # NumPy's exponential is not torch's
+            assert wrong < size // 100
+
+
 @pytest.fixture(scope="module")
 def cutedsl_route():
     """The CuTe DSL routing alone: (logits, bias, offset) -> the first four fields of Routing."""
