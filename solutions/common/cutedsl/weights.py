@@ -21,7 +21,8 @@ ROWS = 8  # of up, then of gate, in a GEMM1 tile
 class WeightTiles:
     """Part of `Consumers`. A tile's weight rows come in boxes, as many as the cluster has blocks.
 
-    slot_boxes: boxes of a tile that a block has; load: the TMA operation that brings one.
+    slot_boxes: boxes of a tile that a block has; load: makes the TMA operation that brings
+    one, which only a compilation for its architecture may.
     """
 
     def __init__(self, geometry: Geometry, config: GemmConfig, slot_boxes: int, load):
@@ -42,9 +43,9 @@ class WeightTiles:
         w2_tensor = cute.make_tensor(w2, cute.make_layout((h, i, e), stride=(i, 1, h * i)))
         rows, shape1, stride1 = self.box()
         return WeightLoads(
-            *cpasync.make_tiled_tma_atom(self.load, w1_tensor, swizzled(shape1, stride1), shape1),
+            *cpasync.make_tiled_tma_atom(self.load(), w1_tensor, swizzled(shape1, stride1), shape1),
             *cpasync.make_tiled_tma_atom(
-                self.load, w2_tensor, swizzled((rows, BLOCK_K), (BLOCK_K, 1)), (rows, BLOCK_K)
+                self.load(), w2_tensor, swizzled((rows, BLOCK_K), (BLOCK_K, 1)), (rows, BLOCK_K)
             ),
         )
 

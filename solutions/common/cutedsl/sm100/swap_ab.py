@@ -51,7 +51,9 @@ class SwapAb(WeightTiles):
     registers = None
 
     def __init__(self, geometry: Geometry, config: GemmConfig):
-        super().__init__(geometry, config, 1, cpasync.CopyBulkTensorTileG2SOp(self.group(config)))
+        super().__init__(
+            geometry, config, 1, lambda: cpasync.CopyBulkTensorTileG2SOp(self.group(config))
+        )
         step = 16 * config.cluster  # of N
         if config.tokens % (step * config.warpgroups) or not step <= config.tokens <= 256:
             raise ValueError(
@@ -121,8 +123,9 @@ class SwapAb(WeightTiles):
     def init_barriers(self, shared) -> None:
         """By one thread, with the block's other barriers."""
         self.sums_ring(shared).init(1, self.promoting_threads // 32 * self.config.cluster)
-        for group in range(self.config.warpgroups):
-            self.exchange_ring(shared, group).init(1, 1)
+        if self.config.paired:
+            for group in range(self.config.warpgroups):
+                self.exchange_ring(shared, group).init(1, 1)
 
     @cute.jit
     def start(self, shared, warp: Int32):
@@ -278,7 +281,8 @@ class SwapAb(WeightTiles):
     ):  # fmt: skip
         """final += one partial sum * scales."""
         shared, sums, n = block.shared, self.sums_ring(block.shared), self.config.tokens
-        scales.wait_full(slot)
+        if cutlass.const_expr(span == 0):
+            scales.wait_full(slot)
         scale = shared.weight_scale.data_ptr() + slot.index * 2
         if cutlass.const_expr(is_gemm1):  # of up and gate rows
             halves = scale[0], scale[1]

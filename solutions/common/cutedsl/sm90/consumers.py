@@ -30,9 +30,9 @@ class WgmmaConsumers(WeightTiles):
         if config.warpgroups not in (1, 2):
             raise ValueError(f"warpgroups must be 1 or 2, got {config.warpgroups}")
         if config.cluster == 1:
-            load = cpasync.CopyBulkTensorTileG2SOp()
+            load = cpasync.CopyBulkTensorTileG2SOp
         else:
-            load = cpasync.CopyBulkTensorTileG2SMulticastOp()
+            load = cpasync.CopyBulkTensorTileG2SMulticastOp
         super().__init__(geometry, config, config.cluster, load)
         self.threads = 128 * config.warpgroups
         self.slot_rows = config.weight_rows, config.tokens
