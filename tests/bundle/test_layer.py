@@ -7,6 +7,7 @@ from bundle.comparison.floor import Gpu
 from bundle.dataset.replicas import DEFINITION
 from bundle.paths import ROOT, BadInput
 from bundle.probes import layer_probe as probe_module
+from bundle.probes import reporting
 from bundle.probes.cases import ROUTINGS, Case, Solution, routed_case
 from bundle.probes.layer import (
     LayerReport,
@@ -17,10 +18,11 @@ from bundle.probes.layer import (
 )
 from bundle.probes.layer_probe import LayerProbe
 from bundle.probes.profiler import ProfiledCall
-from bundle.probes.store import Failed
+from bundle.probes.roofline import RooflineReport
+from bundle.probes.store import Failed, load, report_path, save
 from bundle.probes.timer import Timer
 from fake_device import FakeDevice
-from report_factory import complete
+from report_factory import H200, complete, provenance, roofline_report
 from toy_reference import toy_definition, toy_inputs
 
 NAMES = ("good", "waits", "wrong", "lazy", "raises")
@@ -219,3 +221,48 @@ def test_cases_are_the_tables_or_made():
     ]  # fmt: skip
     options = layer.parse_arguments(["--workloads", "901"])
     assert [(r, case.name) for r, case in layer.chosen_cases(options)] == [("workload", "T=901")]
+
+
+def test_the_script_measures_stores_and_shows(tmp_path, capsys, monkeypatch):
+    """All of it but the GPU: two workloads, one of two solutions fails on both."""
+    device, seen = FakeDevice(), []
+
+    def profile(calls, iterations):
+        return [[ProfiledCall([], 42.0)] * iterations for _ in calls]
+
+    def fine(*arguments):
+        seen.append(len(arguments[0]))
+        device.work(300)
+        return right[len(arguments[0])].clone()
+
+    def broken(*arguments):
+        raise RuntimeError("no kernel image")
+
+    probe = LayerProbe(Timer(device), Maker(), [], row_us=1)
+    right = {t: probe.oracle(*toy_inputs(t).values()) for t in (1, 7)}
+    solutions = [Solution("fine", fine, True), Solution("broken", broken, True)]
+    monkeypatch.setattr(layer, "Timer", lambda: Timer(device))
+    monkeypatch.setattr(layer, "current_device", lambda: None)
+    monkeypatch.setattr(layer, "Arguments", lambda place: Maker())
+    monkeypatch.setattr(layer, "solutions_here", lambda device, wanted: solutions)
+    monkeypatch.setattr(probe_module, "profile", profile)
+    monkeypatch.setattr(reporting.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(reporting, "provenance", lambda command: provenance("layer.py"))
+
+    save(roofline_report(), report_path(tmp_path, RooflineReport, H200))
+    arguments = ["--workloads", "1,7", "--budget", "1", "--data", str(tmp_path)]
+    assert layer.main(arguments) == 1  # something failed
+    (path,) = tmp_path.glob("layer-*.jsonl")
+    stored = load(LayerReport, path)
+    assert [(row.workload, row.solution) for row in stored.rows] == [
+        ("T=1", "fine"),
+        ("T=7", "fine"),
+    ]
+    assert {failed.key[0] for failed in stored.failed} == {"broken"} and stored.missing == 0
+    shown = capsys.readouterr().out
+    assert "broken" in shown and "no kernel image" in shown and "300.0" in shown
+
+    calls = len(seen)
+    solutions.pop()
+    assert layer.main([*arguments, "--resume"]) == 0
+    assert len(seen) == calls  # nothing is measured twice
