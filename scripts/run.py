@@ -35,6 +35,7 @@ from bundle.runs.jobs import Job, run_job, split, unfinished
 from bundle.runs.requirements import Device, current_device
 from bundle.runs.selection import select_jobs
 from bundle.runs.store import check_store
+from bundle.tolerances import ATOL, MATCHED_RATIO, RTOL
 from flashinfer_bench.bench import Benchmark, BenchmarkConfig
 from flashinfer_bench.data import EvaluationStatus, Trace, TraceSet
 from rich.console import Console
@@ -88,12 +89,12 @@ def parse_arguments(device: Device) -> argparse.Namespace:
     add_workloads(parser)
     add("--traces", type=Path, metavar="DIR", help="folder for the traces")
     add("--resume", action="store_true", help="skip what has a trace in --traces")
-    add("--rtol", type=float, default=0.2, help="relative tolerance (%(default)s)")
-    add("--atol", type=float, default=0.1, help="absolute tolerance (%(default)s)")
+    add("--rtol", type=float, default=RTOL, help="relative tolerance (%(default)s)")
+    add("--atol", type=float, default=ATOL, help="absolute tolerance (%(default)s)")
     add(
         "--required-matched-ratio",
         type=float,
-        default=0.85,
+        default=MATCHED_RATIO,
         metavar="RATIO",
         help="share of elements that must be within either tolerance (%(default)s)",
     )

@@ -44,11 +44,12 @@ from bundle.runs.verification import Plan, make_plan, verify
 from bundle.sandbox.confinement import hide_memory
 from bundle.sandbox.launcher import Launcher
 from bundle.sandbox.solution_process import Limits
+from bundle.tolerances import ATOL, MATCHED_RATIO, RTOL
 from flashinfer_bench.data import Solution, TraceSet
 from rich.console import Console
 
 # Those of scripts/run.py.
-TOLERANCES = {"rtol": 0.2, "atol": 0.1, "required_matched_ratio": 0.85}
+TOLERANCES = {"rtol": RTOL, "atol": ATOL, "required_matched_ratio": MATCHED_RATIO}
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:

@@ -58,7 +58,7 @@ def test_rows_are_the_workloads_by_seq_len(two):
     comparison = compared(two)
     assert [row.axes["seq_len"] for row in comparison.rows] == sorted(r.seq_len for r in ROWS)
     assert comparison.rows[0].label == {"seq_len": 1, "local_expert_offset": 32}
-    assert [column.label for column in comparison.columns] == [SLOW, FAST]
+    assert [column.label for column in comparison.columns] == [FAST, SLOW]
 
 
 def test_cells(two):
@@ -96,6 +96,40 @@ def test_means_by_regime(two):
 def test_a_lone_solution_wins_nothing(tmp_path):
     comparison = compared(write_traces(tmp_path, all_rows(FAST)))
     assert comparison.scopes[0].scores[FAST].wins == 0
+
+
+def test_a_win_counts_beyond_the_spread_of_the_runs(tmp_path):
+    """T = 16 of one run: 234.8 against 235.7 us is a win, and says nothing."""
+    near, far = ROWS[0], ROWS[1]
+    traces = [make_trace(FAST, 234.8, row=near), make_trace(SLOW, 235.7, row=near)]
+    traces += [make_trace(FAST, 100, row=far), make_trace(SLOW, 150, row=far)]
+    score = compared(write_traces(tmp_path / "one", traces)).scopes[0].scores[FAST]
+    assert (score.wins, score.clear_wins) == (2, 1)
+    again = [make_trace(trace.solution, latency, row=near) for trace, latency in
+             zip(traces, (234.7, 235.6), strict=False)]  # fmt: skip
+    comparison = compared(write_traces(tmp_path / "two", [*traces, *again]))
+    assert comparison.scopes[0].scores[FAST].clear_wins == 2
+    cells = {row.uuid: row.cells[FAST] for row in comparison.rows}
+    assert (cells[near.uuid].spread.runs, cells[far.uuid].spread.runs) == (2, 1)
+
+
+def test_runs_of_another_commit_are_no_repetitions(tmp_path):
+    old = make_trace(FAST, 100, libs=LIBS | {"bundle": "a"}, timestamp="2026-11-19T00:00:00")
+    new = make_trace(FAST, 50, libs=LIBS | {"bundle": "b"})
+    (row,) = compared(write_traces(tmp_path, [old, new])).rows
+    assert row.cells[FAST].spread.runs == 1
+
+
+def test_a_ratio_near_the_required_one_is_flagged(tmp_path):
+    traces = [*all_rows(FAST, matched_ratio=0.8597), *all_rows(SLOW, matched_ratio=0.93)]
+    text = printed(compared(write_traces(tmp_path, traces)), 120)
+    assert "0.8597 (near 0.85)" in text and "0.9300 (near" not in text
+
+
+def test_times_on_a_cpu_are_said_to_mean_nothing(tmp_path):
+    libs = LIBS | {"kernels": "Triton is interpreted and CuTe DSL emulated on a CPU"}
+    (note, *_) = compared(write_traces(tmp_path, all_rows(FAST, libs=libs))).notes
+    assert note.endswith("emulated on a CPU: their times here mean nothing.")
 
 
 def test_what_failed_or_is_missing_is_never_averaged_away(tmp_path):
@@ -190,7 +224,7 @@ def test_mix_gives_each_gpu_its_column(two, tmp_path):
     gpus = {"NVIDIA H200": Gpu(4.0, 1000, "given")}
     (comparison,) = compare(records, root=ROOT, mix=True, rates=gpus.get, baseline=FAST)
     labels = [f"{SLOW} @ {H100}", f"{SLOW} @ NVIDIA H200", f"{FAST} @ NVIDIA H200"]
-    assert [column.label for column in comparison.columns] == labels
+    assert [column.label for column in comparison.columns] == labels[::-1]
     cells = comparison.rows[0].cells
     assert cells[labels[0]].latency_us == pytest.approx(303)
     assert cells[labels[0]].floor_us is None  # no figures for this GPU
@@ -264,7 +298,7 @@ def test_parts_of_one_set_are_not_two_sets(tmp_path):
 
 
 def test_unknown_names_are_refused_with_those_there_are(two):
-    with pytest.raises(ComparisonError, match=f"baseline nobody is not .*: {SLOW}, {FAST}"):
+    with pytest.raises(ComparisonError, match=f"baseline nobody is not .*: {FAST}, {SLOW}"):
         compared(two, baseline="nobody")
     with pytest.raises(ComparisonError, match=f"solution nobody; there are: {SLOW}, {FAST}"):
         compared(two, solutions=[FAST, "nobody"])
@@ -424,8 +458,8 @@ def test_markdown(two, capsys):
     assert len(workloads) == 2 + 19
     assert "**101.0**" in workloads[2] and "202.0" in workloads[2]
     means, correctness = markdown_tables(text)[-2:]
-    assert "**0.500**" in means[4]
-    assert correctness[2][:2] == [SLOW, "19 PASSED"]
+    assert "**0.500**" in means[3]
+    assert correctness[2][:2] == [FAST, "19 PASSED"]
     assert "<=" not in text.replace("&lt;=", "")
 
 

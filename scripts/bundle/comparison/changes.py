@@ -1,8 +1,4 @@
-"""Before and after: the same solutions on the same workloads and hardware, from two sets of traces.
-
-The harness keeps the mean of its trials only, so the spread of a figure is that of repeated runs:
-a side may hold several traces of a solution on a workload, from folders such as before/1, before/2.
-"""
+"""Before and after: the same solutions on the same workloads and hardware, from two runs."""
 
 from __future__ import annotations
 
@@ -11,45 +7,19 @@ import io
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from statistics import fmean, geometric_mean
+from statistics import geometric_mean
 
 from ..sheets import BEST, DIM, FAILED, Entry, Heading, Sheet
 from .compatibility import ABSENT, ComparisonError
 from .sections import timing
+from .spread import ASSUMED_SPREAD, Measured
 from .summaries import workload_name
 from .traces import NOTES, TraceRecord
 
 FASTER, SLOWER, NOISE = "faster", "slower", "noise"
 BROKEN, MENDED, FAILING = "broken", "mended", "failing"
-ASSUMED_SPREAD = 0.05  # either way, of a figure that was measured once: no other is known
 
 Key = tuple[str, str, str, str]  # definition, hardware, solution, uuid of the workload
-
-
-@dataclass(frozen=True)
-class Measured:
-    """The runs of one solution on one workload on one side."""
-
-    runs: int
-    """Those that passed."""
-    mean_us: float
-    least_us: float
-    most_us: float
-    """The spread; of a lone run, ASSUMED_SPREAD either way."""
-
-    @classmethod
-    def of(cls, records: Sequence[TraceRecord]) -> Measured | None:
-        """None if any run failed: what fails sometimes has no latency."""
-        if not all(record.passed for record in records):
-            return None
-        times = [record.trace.evaluation.performance.latency_ms * 1e3 for record in records]
-        lone = ASSUMED_SPREAD if len(times) == 1 else 0.0
-        return cls(len(times), fmean(times), min(times) * (1 - lone), max(times) * (1 + lone))
-
-    @property
-    def text(self) -> str:
-        spread = 100 * max(self.most_us - self.mean_us, self.mean_us - self.least_us) / self.mean_us
-        return f"{self.mean_us:,.1f} ±{spread:.1f} %" + ("?" if self.runs == 1 else "")
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,8 @@ from .compatibility import (
     workload_sets,
 )
 from .floor import REGIMES, Gpu, MoeGeometry, Rates, Routing, load_routings, regime_of
-from .traces import TraceRecord
+from .spread import Measured
+from .traces import BUNDLE, KERNELS, TraceRecord
 
 PASSED = "PASSED"
 MISSING = "missing"
@@ -51,6 +52,8 @@ class Cell:
     speedup: float | None = None  # reference / latency
     baseline_ratio: float | None = None  # latency / latency of the baseline: below 1 is faster
     winner: bool = False
+    clear: bool = False  # wins by more than the spread of the runs
+    spread: Measured | None = None  # of the runs with this commit of the bundle
     floor_us: float | None = None  # given without a latency too; None without a roofline
     over_floor_us: float | None = None
     floor_ratio: float | None = None  # latency / floor
@@ -100,6 +103,7 @@ class Score:
     passed: int
     total: int
     wins: int
+    clear_wins: int  # those beyond the spread of the runs
     speedup_geometric: Aggregate
     speedup_arithmetic: Aggregate
     ratio_geometric: Aggregate
@@ -231,8 +235,11 @@ def _compare_one(
     elif len(sets) > 1:
         notes.append(f"Mixed sets of workloads: {'; '.join(sets)}.")
     hardware = sorted(environments["hardware"])
+    how = sorted({record.note(KERNELS) for record in records} - {ABSENT})
+    notes += [f"{kernels}: their times here mean nothing." for kernels in how]
 
     latest = _latest(records, list(differing))
+    runs = _runs(records, list(differing), latest)
     columns = _columns(latest, list(differing), solutions)
     if baseline is not None:
         baseline = _find_baseline(baseline, definition, list(columns.values()))
@@ -243,7 +250,7 @@ def _compare_one(
     cells: dict[str, dict[str, Cell]] = defaultdict(dict)
     for (variant, uuid), record in latest.items():
         workloads[uuid] = record.trace.workload
-        cells[uuid][columns[variant].label] = _cell(record)
+        cells[uuid][columns[variant].label] = _cell(record, runs[variant, uuid])
     rows = []
     for uuid, workload in workloads.items():
         routing = routings.get(uuid)
@@ -302,12 +309,29 @@ def _latest(
     """The latest record of each variant, (solution, differing environment...), and workload."""
     latest: dict[tuple[tuple[str, ...], str], TraceRecord] = {}
     for record in records:
-        environment = record.environment
-        variant = (record.solution, *(environment.get(name, ABSENT) for name in differing))
-        key = variant, record.trace.workload.uuid
+        key = _variant(record, differing), record.trace.workload.uuid
         if key not in latest or record.timestamp >= latest[key].timestamp:
             latest[key] = record
     return latest
+
+
+def _runs(
+    records: Iterable[TraceRecord],
+    differing: Sequence[str],
+    latest: dict[tuple[tuple[str, ...], str], TraceRecord],
+) -> dict[tuple[tuple[str, ...], str], list[TraceRecord]]:
+    """All records of each variant and workload that were made by the latest one's commit."""
+    runs: dict[tuple[tuple[str, ...], str], list[TraceRecord]] = defaultdict(list)
+    for record in records:
+        key = _variant(record, differing), record.trace.workload.uuid
+        if record.note(BUNDLE) == latest[key].note(BUNDLE):
+            runs[key].append(record)
+    return runs
+
+
+def _variant(record: TraceRecord, differing: Sequence[str]) -> tuple[str, ...]:
+    environment = record.environment
+    return record.solution, *(environment.get(name, ABSENT) for name in differing)
 
 
 def _columns(
@@ -315,11 +339,24 @@ def _columns(
     differing: Sequence[str],
     solutions: Sequence[str] | None,
 ) -> dict[tuple[str, ...], Column]:
-    """One column per variant, in the order of `solutions` or else by name."""
-    variants = {variant: record for (variant, _), record in latest.items()}
-    rank = {name: position for position, name in enumerate(solutions or ())}
+    """One column per variant, in the order of `solutions` or else by rank.
+
+    First is what passed most workloads, and of those, what has the least geometric mean latency.
+    """
+    variants: dict[tuple[str, ...], TraceRecord] = {}
+    times: dict[tuple[str, ...], list[float]] = defaultdict(list)
+    for (variant, _), record in latest.items():
+        variants[variant] = record
+        if record.passed:
+            times[variant].append(record.trace.evaluation.performance.latency_ms)
+    given = {name: position for position, name in enumerate(solutions or ())}
+
+    def rank(variant: tuple[str, ...]) -> tuple:
+        own = times[variant]
+        return given.get(variant[0], 0), -len(own), geometric_mean(own) if own else 0.0, variant
+
     columns = {}
-    for variant in sorted(variants, key=lambda v: (rank.get(v[0], 0), v)):
+    for variant in sorted(variants, key=rank):
         solution, *values = variant
         facets = [
             value if name == "hardware" else f"{name} {value}"
@@ -343,8 +380,8 @@ def _find_baseline(name: str, definition: str, columns: list[Column]) -> str:
 # Cells -----------------------------------------------------------------------------------------
 
 
-def _cell(record: TraceRecord) -> Cell:
-    """What the trace itself says."""
+def _cell(record: TraceRecord, runs: Sequence[TraceRecord]) -> Cell:
+    """What the trace itself says, and the runs that it is the latest of."""
     evaluation = record.trace.evaluation
     cell = Cell(
         status=evaluation.status.value,
@@ -366,6 +403,7 @@ def _cell(record: TraceRecord) -> Cell:
             latency_us=latency * 1e3,
             reference_us=reference * 1e3 or None,
             speedup=reference / latency or None,
+            spread=Measured.of([run for run in runs if run.passed]),
         )
     return cell
 
@@ -425,10 +463,21 @@ def _judged(cells: dict[str, Cell], baseline: str | None) -> dict[str, Cell]:
         else replace(
             cell,
             winner=len(cells) > 1 and cell.latency_us == fastest,
+            clear=_is_clear(cell, [other for other in cells.values() if other is not cell]),
             baseline_ratio=cell.latency_us / against if against else None,
         )
         for label, cell in cells.items()
     }
+
+
+def _is_clear(cell: Cell, others: Sequence[Cell]) -> bool:
+    """Whether all runs of the cell are faster than all of the others; False without another."""
+    spreads = [other.spread for other in others if other.spread]
+    return (
+        cell.spread is not None
+        and bool(others)
+        and all(cell.spread.most_us < spread.least_us for spread in spreads)
+    )
 
 
 def _labelled(rows: list[Row]) -> list[Row]:
@@ -492,6 +541,7 @@ def _score(cells: list[Cell]) -> Score:
         passed=sum(cell.status == PASSED for cell in cells),
         total=len(cells),
         wins=sum(cell.winner for cell in cells),
+        clear_wins=sum(cell.clear for cell in cells),
         speedup_geometric=_mean(geometric_mean, speedups),
         speedup_arithmetic=_mean(fmean, speedups),
         ratio_geometric=_mean(geometric_mean, ratios),

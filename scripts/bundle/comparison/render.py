@@ -32,6 +32,7 @@ from ..sheets import (
     number,
     rich_table,
 )
+from ..tolerances import MATCHED_RATIO, NEAR
 from .compatibility import recorded
 from .figures import COMMON, PASSED, Accuracy, Aggregate, Cell, Comparison, Row
 from .traces import DRIVER
@@ -192,7 +193,7 @@ def _score_sheet(comparison: Comparison) -> Sheet:
     with_ratio = bool(comparison.baseline) and several
     headings = [Heading("solution", left=True), Heading("passed")]
     if several:
-        headings.append(Heading("wins"))
+        headings += [Heading("wins"), Heading("beyond noise")]
     headings += [Heading("geom.", "speed-up"), Heading("arith.", "speed-up")]
     if with_ratio:
         group = f"latency / {comparison.baseline}"
@@ -217,6 +218,7 @@ def _score_sheet(comparison: Comparison) -> Sheet:
             ]
             if several:
                 entries.append(Entry(f"{score.wins}", BEST if score.wins == most_wins else ""))
+                entries.append(Entry(f"{score.clear_wins}"))
             entries += [
                 _aggregate(score.speedup_geometric, ",.2f", most if several else None),
                 _aggregate(score.speedup_arithmetic, ",.2f"),
@@ -263,12 +265,22 @@ def record_sheet(comparison: Comparison) -> Sheet:
                 Entry(label),
                 Entry(statuses, FAILED if failed else ""),
                 Entry(f"{compared.count}/{compared.total}"),
-                _aggregate(matched, ".4f") if matched.count else Entry("-"),
+                _matched_ratio(matched),
                 Entry(number(compared.value, ".4g")),
                 Entry(number(record.max_relative_error.value, ".4g")),
             ]
         )
     return Sheet("Correctness", headings, rows)
+
+
+def _matched_ratio(least: Aggregate) -> Entry:
+    """Flagged where it is close to the ratio that the bundle's runs require."""
+    if not least.count or least.value is None:
+        return Entry("-")
+    entry = _aggregate(least, ".4f")
+    if MATCHED_RATIO <= least.value < MATCHED_RATIO + NEAR:
+        return Entry(f"{entry.text} (near {MATCHED_RATIO:g})", FAILED)
+    return entry
 
 
 def title(comparison: Comparison) -> str:

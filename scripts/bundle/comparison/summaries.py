@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import geometric_mean
 
 from ..sheets import BEST, DIM, FAILED, Entry, Heading, Sheet, number_entry
-from .figures import COMMON, MISSING, PASSED, Comparison
+from .figures import COMMON, MISSING, PASSED, Comparison, Row
 from .render import Metric
 
 
@@ -25,12 +25,12 @@ def percent_sheet(comparison: Comparison) -> Sheet | None:
     percents = percent_of_floor(comparison)
     if not any(value for values in percents.values() for value in values):
         return None
-    headings = [Heading(name) for name in ("workload", "floor, us", *percents)]
+    headings = [Heading(name) for name in ("workload", "experts", "floor, us", *percents)]
     lines = []
     for i, row in enumerate(comparison.rows):
         floor = next(iter(row.cells.values())).floor_us
         best = max((values[i] or 0 for values in percents.values()), default=0)
-        entries = [Entry(workload_name(row.label)), number_entry(floor)]
+        entries = [Entry(workload_name(row.label)), _experts(row), number_entry(floor)]
         for label, values in percents.items():
             if values[i] is None:
                 missing = row.cells[label].status == MISSING
@@ -38,7 +38,7 @@ def percent_sheet(comparison: Comparison) -> Sheet | None:
             else:
                 entries.append(Entry(f"{values[i]:.0f}", BEST if values[i] == best else ""))
         lines.append(entries)
-    means = [Entry("mean", DIM), Entry("")]
+    means = [Entry("mean", DIM), Entry(""), Entry("")]
     for values in percents.values():
         there = [value for value in values if value is not None]
         complete = len(there) == len(values)
@@ -49,10 +49,12 @@ def percent_sheet(comparison: Comparison) -> Sheet | None:
 
 def metric_sheet(comparison: Comparison, metric: Metric, title: str) -> Sheet:
     """One figure of all solutions on all workloads, the fastest of a row marked."""
-    headings = [Heading("workload"), *(Heading(column.label) for column in comparison.columns)]
+    routed = any(row.routing for row in comparison.rows)
+    headings = [Heading("workload"), *[Heading("experts")] * routed]
+    headings += [Heading(column.label) for column in comparison.columns]
     lines = []
     for row in comparison.rows:
-        entries = [Entry(workload_name(row.label))]
+        entries = [Entry(workload_name(row.label)), *[_experts(row)] * routed]
         for column in comparison.columns:
             cell = row.cells[column.label]
             if cell.status == PASSED:
@@ -65,7 +67,10 @@ def metric_sheet(comparison: Comparison, metric: Metric, title: str) -> Sheet:
 
 def summary_sheet(comparison: Comparison) -> Sheet:
     """Who wins: workloads passed and won, geometric mean speed-ups over all and by regime."""
-    headings = [Heading(name, left=name == "solution") for name in ("solution", "passed", "wins")]
+    headings = [
+        Heading(name, left=name == "solution")
+        for name in ("solution", "passed", "wins", "beyond noise")
+    ]
     scopes = [scope for scope in comparison.scopes if scope.label != COMMON]
     headings += [Heading(f"speed-up, {scope.label}") for scope in scopes]
     best = {
@@ -77,7 +82,7 @@ def summary_sheet(comparison: Comparison) -> Sheet:
         overall = comparison.scopes[0].scores[column.label]
         failed = FAILED if overall.passed < overall.total else ""
         entries = [Entry(column.label), Entry(f"{overall.passed}/{overall.total}", failed)]
-        entries.append(Entry(f"{overall.wins}"))
+        entries += [Entry(f"{overall.wins}"), Entry(f"{overall.clear_wins}")]
         for scope in scopes:
             mean = scope.scores[column.label].speedup_geometric
             if mean.value is None:
@@ -87,6 +92,11 @@ def summary_sheet(comparison: Comparison) -> Sheet:
                 entries.append(Entry(f"{mean.value:,.2f}", style))
         lines.append(entries)
     return Sheet("Geometric mean speed-up versus the reference", headings, lines)
+
+
+def _experts(row: Row) -> Entry:
+    """How many local experts are hit: what a small workload's time goes by, not its tokens."""
+    return Entry(f"{row.routing.active_experts}" if row.routing else "-", DIM)
 
 
 def workload_name(label: dict) -> str:

@@ -22,7 +22,13 @@ LAYOUT_BY_AUTHOR = "newer than 0.1.2, by its folders"  # traces/<author>/<op_typ
 # Among the libraries of a trace's environment; the harness does not record them.
 DRIVER = "driver"
 HARNESS = "flashinfer_bench"
-NOTES = ("bundle", "gpu_clocks", "gpu_power_limit")  # what was recorded, not what it was run with
+BUNDLE, KERNELS = "bundle", "kernels"
+NOTES = (
+    BUNDLE,
+    KERNELS,
+    "gpu_clocks",
+    "gpu_power_limit",
+)  # what was recorded, not what it was run with
 
 
 class TraceError(BadInput):
@@ -58,6 +64,10 @@ class TraceRecord:
         harness = libs.pop(HARNESS, self.harness)
         # what is emulated was run on the same machine as the rest
         return {"hardware": unmarked(recorded.hardware), HARNESS: harness, **libs}
+
+    def note(self, name: str) -> str:
+        """One of NOTES; `absent` where it was not recorded."""
+        return self.trace.evaluation.environment.libs.get(name, "absent")
 
 
 def load_traces(

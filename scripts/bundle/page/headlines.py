@@ -38,6 +38,8 @@ class Headline:
     solution: str
     speedup: float
     wins: int
+    clear_wins: int
+    """Those by more than the spread of the runs."""
     workloads: int
     percent: float | None
 
@@ -56,8 +58,8 @@ def headline(comparison: Comparison) -> Headline | None:
     percents = percent_of_floor(comparison)[best]
     there = [percent for percent in percents if percent]
     percent = geometric_mean(there) if len(there) == len(percents) else None
-    wins = scope.scores[best].wins
-    return Headline(best, whole[best], wins, scope.workloads, percent)
+    score = scope.scores[best]
+    return Headline(best, whole[best], score.wins, score.clear_wins, scope.workloads, percent)
 
 
 def headlines(machines: Sequence[Machine], data: Path, picture: str) -> str:
@@ -81,7 +83,8 @@ def headlines(machines: Sequence[Machine], data: Path, picture: str) -> str:
     if best := headline(machine.comparisons[0]):
         lines.append(
             f"- Workloads: `{best.solution}` is the fastest, {best.speedup:.1f}x the reference in "
-            f"the geometric mean, first on {best.wins} of {best.workloads}."
+            f"the geometric mean, first on {best.wins} of {best.workloads}, on "
+            f"{best.clear_wins} by more than the spread of the runs."
         )
     makers: dict[type[Report], Callable[[Any], str | None]] = {
         LayerReport: _layer_headline,

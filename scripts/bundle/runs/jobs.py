@@ -11,6 +11,7 @@ from pathlib import Path
 from flashinfer_bench.bench import Benchmark
 from flashinfer_bench.data import Definition, Solution, Trace
 
+from . import emulation
 from .harness import is_dead_baseline
 from .provenance import facts
 from .store import read_traces, store_traces
@@ -41,7 +42,7 @@ def unfinished(jobs: list[Job], traces_dir: Path, hardware: str) -> list[Job]:
             trace.solution
             for trace in traces
             if _same_workload(trace, job.workload)
-            and trace.evaluation.environment.hardware == hardware
+            and emulation.unmarked(trace.evaluation.environment.hardware) == hardware
         }
         solutions = [solution for solution in job.solutions if solution.name not in done]
         if solutions:

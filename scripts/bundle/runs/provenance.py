@@ -14,6 +14,7 @@ from ..machine import UNKNOWN, bundle_version
 from .harness import harness_version
 
 HARNESS, BUNDLE, DRIVER = "flashinfer_bench", "bundle", "driver"
+KERNELS = "kernels"
 CLOCKS, POWER_LIMIT = "gpu_clocks", "gpu_power_limit"
 QUERY = ("driver_version", "clocks.max.sm", "clocks.max.mem", "power.limit")
 
@@ -25,6 +26,8 @@ def facts() -> dict[str, str]:
     if torch.cuda.is_available():
         driver, sm, memory, power = _query_gpu()
         found |= {DRIVER: driver, CLOCKS: f"SM {sm}, memory {memory}", POWER_LIMIT: power}
+    else:
+        found[KERNELS] = "Triton is interpreted and CuTe DSL emulated on a CPU"
     return found
 
 
