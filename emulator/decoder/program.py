@@ -83,7 +83,9 @@ def decode(kernel: Kernel, functions: dict[str, int]) -> Program:
     """
     operands = Operands(kernel)
     blocks, labels = _split(kernel)
-    ops, native_blocks, pool = [], [], []
+    ops: list[_Op] = []
+    native_blocks: list[_Block] = []
+    pool: list[int] = []
     for block in blocks:
         first = len(ops)
         ending = _Block(ending=FALL_THROUGH, guard=NO_SLOT)

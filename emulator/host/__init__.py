@@ -52,7 +52,10 @@ class HostProgram:
         with tempfile.TemporaryDirectory() as folder:
             self._library, header = _link(compiled, Path(folder), name)
         self._describe_kernels()
-        self._entry = getattr(self._library, re.search(r"void (_mlir_\w+_ciface_\w+)\(", header)[1])
+        entry = re.search(r"void (_mlir_\w+_ciface_\w+)\(", header)
+        if entry is None:
+            raise EmulatorError(f"{name}: its header declares no _mlir_..._ciface_... function")
+        self._entry = getattr(self._library, entry[1])
         self._handle = ctypes.c_void_p()
         place, result = ctypes.pointer(self._handle), ctypes.c_int(-1)
         device = ctypes.c_int32(0)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import cutlass.cute as cute
 import numpy as np
@@ -99,7 +100,8 @@ def _layer_case(
     def written(arrays: Arrays) -> Arrays:
         parts, start = {"output": arrays["output"]}, 0
         for group in groups:
-            for name, buffer in zip(group._fields, group, strict=True):
+            named: Any = group  # a NamedTuple of buffers, each group of a type of its own
+            for name, buffer in zip(named._fields, named, strict=True):
                 if name not in _SCHEDULING:
                     parts[name] = arrays["scratch"][start : start + buffer.size()]
                 start += buffer.size()
@@ -172,7 +174,7 @@ def cases() -> list[Case]:
 # --------------------------------------------------------------------------------- both devices
 def _digests(case: Case, arrays: Arrays) -> dict[str, str]:
     return {
-        name: hashlib.sha256(np.ascontiguousarray(part)).hexdigest()[:16]
+        name: hashlib.sha256(np.ascontiguousarray(part).data).hexdigest()[:16]
         for name, part in case.written(arrays).items()
     }
 

@@ -300,6 +300,8 @@ def install_device(order: Order):
     """The EmulatedDevice that the order asks for, or None."""
     if order.emulated is None:
         return None
+    if order.emulator_cache is None:
+        raise ValueError("emulator_cache: expected a folder, got None")
     os.environ[CACHE_VARIABLE] = order.emulator_cache
     sys.path.append(str(ROOT))
     from emulator.device import EmulatedDevice
