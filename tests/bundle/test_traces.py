@@ -96,6 +96,14 @@ WORKLOAD = Trace(definition="d", workload=moe_workload(ROWS[0])).model_dump_json
         (GOOD.replace('"latency_ms":0.1', '"latency_ms":Infinity'), "latency_ms inf"),
         (GOOD.replace('"matched_ratio":0.93', '"matched_ratio":"high"'), "expected a number"),
         (b'{"definition": "\xff\xfe"}', "Invalid JSON"),
+        (GOOD.replace('"latency_ms":0.1', '"latency_ms":true'), "latency_ms: expected a number"),
+        (GOOD.replace('"latency_ms":0.1', '"latency_ms":"12"'), 'expected a number, got "12"'),
+        (GOOD.replace('"matched_ratio":0.93', '"matched_ratio":7'), "from 0 to 1, got 7"),
+        (GOOD.replace('"matched_ratio":0.93', '"matched_ratio":NaN'), "from 0 to 1, got nan"),
+        (GOOD.replace('"matched_ratio":0.93', '"matched_ratio":true'), "from 0 to 1, got True"),
+        (GOOD.replace('"seq_len":', '"seq_len":1'), f"workload.uuid {ROWS[0].uuid}: expected that"),
+        (GOOD.replace('"solution":"a"', '"solution":""'), "solution: expected a name"),
+        (GOOD.replace('"solution":"a"', '"solution":"\\u001b[31m"'), r"got '\x1b[31m'"),
     ],
 )
 def test_a_bad_line_is_an_error_with_file_and_line(tmp_path, line, complaint):
@@ -110,6 +118,18 @@ def test_a_bad_line_is_an_error_with_file_and_line(tmp_path, line, complaint):
     records, bad_lines = load_traces([path], skip_bad_lines=True)
     assert [record.line for record in records] == [1, 3]
     assert len(bad_lines) == 1 and complaint in bad_lines[0]
+
+
+def test_a_log_may_speak_of_figures(tmp_path):
+    trace = make_trace("a")
+    trace.evaluation.log = '{"latency_ms": true}'
+    assert len(load_traces([write_traces(tmp_path, [trace])])[0]) == 1
+
+
+def test_traces_share_their_workload_and_environment(tmp_path):
+    first, second = load_traces([write_traces(tmp_path, [make_trace("a"), make_trace("b")])])[0]
+    assert first.trace.workload is second.trace.workload
+    assert first.trace.evaluation.environment is second.trace.evaluation.environment
 
 
 def test_many_bad_lines_are_counted(tmp_path):

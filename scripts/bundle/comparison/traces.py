@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from math import inf
 from pathlib import Path
 
-from flashinfer_bench.data import EvaluationStatus, Trace
+from flashinfer_bench.data import Environment, EvaluationStatus, ScalarInput, Trace, Workload
 from pydantic import ValidationError
 
 from ..machine import UNKNOWN
@@ -29,6 +30,13 @@ NOTES = (
     "gpu_clocks",
     "gpu_power_limit",
 )  # what was recorded, not what it was run with
+
+
+# The harness's models take true and "12" for numbers; NaN and infinities are stored as strings.
+NO_NUMBER = re.compile(
+    rb'(?<!\\)"(latency_ms|reference_latency_ms|speedup_factor|max_relative_error|'
+    rb'max_absolute_error)"\s*:\s*(true|false|"(?!(?:NaN|-?Infinity)")[^"]{0,40}"?)'
+)
 
 
 class TraceError(BadInput):
@@ -82,13 +90,14 @@ def load_traces(
     """
     records: list[TraceRecord] = []
     bad_lines: list[str] = []
+    shared = Shared()
     for path, harness in _trace_files(paths).items():
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 if not line.strip():
                     continue
                 try:
-                    records.append(_parse(line, harness, path, number))
+                    records.append(_parse(line, harness, path, number, shared))
                 except TraceError as error:
                     bad_lines.append(f"{path}:{number}: {error}")
     if bad_lines and not skip_bad_lines:
@@ -130,8 +139,47 @@ def _harness_of(file: Path, root: Path | None) -> str:
     return {2: LAYOUT_0_1, 3: LAYOUT_BY_AUTHOR}.get(depth, UNKNOWN)
 
 
-def _parse(line: bytes, harness: str, path: Path, number: int) -> TraceRecord:
+class Shared:
+    """What many traces have in common, kept once: most of the memory of a trace."""
+
+    def __init__(self) -> None:
+        self._workloads: dict[str, tuple[Workload, dict[str, float], str]] = {}
+        self._environments: dict[tuple, Environment] = {}
+
+    def share(self, trace: Trace, source: str) -> None:
+        """Raises TraceError for a workload whose uuid was another's before."""
+        workload = trace.workload
+        scalars = {n: i.value for n, i in workload.inputs.items() if isinstance(i, ScalarInput)}
+        known, known_scalars, first = self._workloads.setdefault(
+            workload.uuid, (workload, scalars, source)
+        )
+        if known.axes != workload.axes or known_scalars != scalars:
+            raise TraceError(
+                f"workload.uuid {workload.uuid}: expected that of {first}, {known.axes} and "
+                f"{known_scalars}, got {workload.axes} and {scalars}"
+            )
+        trace.workload = known
+        environment = trace.evaluation.environment
+        key = environment.hardware, *sorted(environment.libs.items())
+        trace.evaluation.environment = self._environments.setdefault(key, environment)
+
+
+def _check_names(trace: Trace) -> None:
+    environment = trace.evaluation.environment
+    names = [("solution", trace.solution), ("definition", trace.definition)]
+    names += [("workload.uuid", trace.workload.uuid), ("hardware", environment.hardware)]
+    names += [("workload.axes", name) for name in trace.workload.axes]
+    names += [("libs", text) for pair in environment.libs.items() for text in pair]
+    for what, name in names:
+        if not name.isprintable() or not name.strip():
+            raise TraceError(f"{what}: expected a name in printable characters, got {name!r}")
+
+
+def _parse(line: bytes, harness: str, path: Path, number: int, shared: Shared) -> TraceRecord:
     """Turn one line into a record or raise TraceError saying what is wrong with it."""
+    if lax := NO_NUMBER.search(line):
+        figure, value = (group.decode(errors="replace") for group in lax.groups())
+        raise TraceError(f"{figure}: expected a number, got {value}")
     try:
         trace = Trace.model_validate_json(line)
     except ValidationError as error:
@@ -150,9 +198,10 @@ def _parse(line: bytes, harness: str, path: Path, number: int) -> TraceRecord:
             )
     if evaluation.correctness and evaluation.correctness.extra:
         matched_ratio = evaluation.correctness.extra.get("matched_ratio")
-        if not isinstance(matched_ratio, int | float | None):
+        is_number = isinstance(matched_ratio, int | float) and not isinstance(matched_ratio, bool)
+        if matched_ratio is not None and not (is_number and 0 <= matched_ratio <= 1):
             raise TraceError(
-                "evaluation.correctness.extra.matched_ratio: expected a number, "
+                "evaluation.correctness.extra.matched_ratio: expected a number from 0 to 1, "
                 f"got {matched_ratio!r}"
             )
     try:
@@ -164,4 +213,6 @@ def _parse(line: bytes, harness: str, path: Path, number: int) -> TraceRecord:
         ) from None
     if timestamp.tzinfo is None:
         timestamp = timestamp.replace(tzinfo=timezone.utc)
+    _check_names(trace)
+    shared.share(trace, f"{path}:{number}")
     return TraceRecord(trace, timestamp, harness, path, number)

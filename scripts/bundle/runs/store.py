@@ -92,7 +92,8 @@ def _read(path: Path) -> list[tuple[Trace, bytes]]:
 
 
 def _identity(trace: Trace) -> tuple[str | None, str, str]:
-    return trace.solution, trace.workload.uuid, trace.evaluation.environment.hardware
+    hardware = trace.evaluation.environment.hardware if trace.evaluation else ""
+    return trace.solution, trace.workload.uuid, hardware
 
 
 def _line(trace: Trace) -> bytes:
