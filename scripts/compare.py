@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TextIO
 
 from bundle.cli import add_format, add_solutions, exit_with, make_parser
+from bundle.comparison import contest
 from bundle.comparison.changes import change_sheets, changes_csv, chosen, compare_sides
 from bundle.comparison.figures import Comparison
 from bundle.comparison.floor import Gpu, Rates
@@ -35,7 +36,7 @@ from bundle.files import replace_section, write_whole
 from bundle.machine import this_hardware
 from bundle.paths import ROOT, BadInput
 from bundle.probes.roofline import known_rates
-from bundle.sheets import WIDTH, markdown_table, rich_table
+from bundle.sheets import WIDTH, Sheet, markdown_table, rich_table
 from pydantic_core import to_json
 from rich.console import Console
 
@@ -70,6 +71,11 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         "--fp8-tflops", type=float, metavar="TFLOP/S", help="dense FP8 rate of the GPU (roofline)"
     )
     parser.add_argument(
+        "--score",
+        choices=("contest",),
+        help="only the contest's score: the arithmetic mean speed-up over FlashInfer",
+    )
+    parser.add_argument(
         "--fail-slower",
         type=share,
         metavar="P%",
@@ -93,6 +99,10 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         options.before and len(options.paths) > len(options.before) + len(options.after)
     ):
         parser.error("before=PATH and after=PATH: expected some of each, and no other path")
+    if options.score and (
+        options.before or options.baseline or options.readme or options.format in ("csv", "json")
+    ):
+        parser.error("--score: a table, without before=, --baseline, --readme, csv or json")
     if options.fail_slower is not None and not options.before:
         parser.error("--fail-slower: expected before=PATH and after=PATH")
     if options.before and (options.readme or options.baseline or options.mix):
@@ -145,12 +155,16 @@ def main(arguments: Sequence[str]) -> int:
         here=this_hardware(),
         definition=options.definition,
         solutions=options.solutions,
-        baseline=options.baseline,
+        baseline=contest.BASELINE if options.score else options.baseline,
         mix=options.mix,
         rates=rates,
         skipped_lines=skipped_lines,
     )
     command = shlex.join(["python", "scripts/compare.py", *arguments])
+    if options.score:
+        sheets = [contest.contest_sheet(comparison) for comparison in comparisons]
+        write(tables_text(sheets, [contest.NOTE], options.format), options.out)
+        return 0
     if options.readme:
         readme = options.readme
         section = "\n".join(markdown(comparison, command) for comparison in comparisons)
@@ -178,6 +192,20 @@ def write(text: str, out: Path | None) -> None:
         sys.stdout.write(text)
 
 
+def tables_text(sheets: Sequence[Sheet], notes: Sequence[str], form: str) -> str:
+    """Sheets, each under its title, and the notes; as Markdown or for a terminal."""
+    if form == "markdown":
+        tables = ["\n".join([f"### {s.title}", "", *markdown_table(s)]) for s in sheets]
+        return "\n\n".join([*tables, *notes]) + "\n"
+    file = io.StringIO()
+    console = Console(file=file, width=WIDTH, highlight=False)
+    for sheet in sheets:
+        console.print(sheet.title, rich_table(sheet), "", sep="\n")
+    for note in notes:
+        console.print(note)
+    return file.getvalue()
+
+
 def show_changes(options: argparse.Namespace) -> int:
     """Before and after; 1 if --fail-slower finds something."""
     changes = compare_sides(
@@ -191,17 +219,8 @@ def show_changes(options: argparse.Namespace) -> int:
         text = to_json(changes, indent=2).decode() + "\n"
     elif options.format == "csv":
         text = changes_csv(changes)
-    elif options.format == "markdown":
-        tables = ["\n".join([f"### {s.title}", "", *markdown_table(s)]) for s in sheets]
-        text = "\n\n".join([*tables, *changes.notes]) + "\n"
     else:
-        file = io.StringIO()
-        console = Console(file=file, width=WIDTH, highlight=False)
-        for sheet in sheets:
-            console.print(sheet.title, rich_table(sheet), "", sep="\n")
-        for note in changes.notes:
-            console.print(note)
-        text = file.getvalue()
+        text = tables_text(sheets, changes.notes, options.format)
     write(text, options.out)
     failures = [] if options.fail_slower is None else changes.failures(options.fail_slower)
     for failure in failures:
