@@ -14,8 +14,10 @@ import sys
 from pathlib import Path
 
 from bundle.cli import add_dataset, make_parser
+from bundle.comparison.traces import load_traces
 from bundle.console import open_output, printable
 from bundle.dataset.engine import write_engine_dataset
+from bundle.dataset.exporting import author_of, export_traces
 from bundle.dataset.loading import load_definition
 from bundle.dataset.packing import PACKED_FILE, pack_folders, pack_in_place, solution_folders
 from bundle.dataset.untrusted import is_plain_name
@@ -34,8 +36,18 @@ def main() -> int:
         metavar="PATH",
         help="a clone of the dataset that has the definition; with --apply, a new folder",
     )
+    parser.add_argument(
+        "--traces",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="PATH",
+        help="with --into: traces to be written there, too, those of its workloads",
+    )
     add_dataset(parser)
     arguments = parser.parse_args()
+    if arguments.traces and (arguments.apply or not arguments.into):
+        parser.error("--traces: expected --into PATH, without --apply")
     try:
         names = [arguments.apply] if arguments.apply else arguments.names
         folders = _select(check_root(arguments.local), names)
@@ -44,7 +56,7 @@ def main() -> int:
             problems: list[str] = []
             written = write_engine_dataset(folders[0], arguments.local, into)
         elif arguments.into:
-            written, problems = _pack_into(folders, check_root(arguments.into))
+            written, problems = _pack_into(folders, check_root(arguments.into), arguments.traces)
         else:
             problems = pack_in_place(folders, arguments.local.resolve())
             written = [path for path in (f / PACKED_FILE for f in folders) if path.exists()]
@@ -67,7 +79,9 @@ def _select(root: Path, names: list[str]) -> list[Path]:
     return [folders[name] for name in names or folders]
 
 
-def _pack_into(folders: list[Path], dataset: Path) -> tuple[list[Path], list[str]]:
+def _pack_into(
+    folders: list[Path], dataset: Path, traces: list[Path]
+) -> tuple[list[Path], list[str]]:
     """Write the packed solutions into another dataset, in the official one's layout."""
     solutions, problems = pack_folders(folders, dataset)
     written = []
@@ -75,11 +89,26 @@ def _pack_into(folders: list[Path], dataset: Path) -> tuple[list[Path], list[str
         op_type = load_definition(dataset, solution.definition).op_type
         if not is_plain_name(op_type):
             raise BadInput(f"{solution.definition}: op_type: expected a name, got {op_type!r}")
-        folder = dataset / "solutions" / solution.author / op_type / solution.definition
+        author = author_of(solution.name, solution.author)
+        folder = dataset / "solutions" / author / op_type / solution.definition
         path = folder / f"{solution.name}.json"
         folder.mkdir(parents=True, exist_ok=True)
-        replace_file(path, solution.model_dump_json(indent=2, exclude_unset=True).encode())
+        replace_file(
+            path,
+            solution.model_copy(update={"author": author})
+            .model_dump_json(indent=2, exclude_unset=True)
+            .encode(),
+        )
         written.append(path)
+    for name in {solution.definition for solution in solutions.values()} if traces else ():
+        authors = {s.name: author_of(s.name, s.author) for s in solutions.values()}
+        own = [record.trace for record in load_traces(traces)[0]]
+        paths, left_out = export_traces(own, authors, load_definition(dataset, name), dataset)
+        written += paths
+        if left_out:
+            problems.append(
+                f"--traces: {left_out} of workloads that {dataset} has not, or not so, left out"
+            )
     return written, problems
 
 
