@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 from bundle.dataset.exporting import author_of, export_traces
+from bundle.dataset.loading import load_definition
 from bundle.dataset.replicas import DEFINITION
 from bundle.paths import ROOT
 from bundle.tolerances import ATOL, MATCHED_RATIO, RTOL
@@ -60,3 +61,10 @@ def test_bench_yaml_has_the_tolerances_of_run():
     text = (ROOT / "bench.yaml").read_text("utf-8")
     for line in (DEFINITION, f"rtol: {RTOL}", f"atol: {ATOL}", f"ratio: {MATCHED_RATIO}"):
         assert line in text
+
+
+def test_everything_in_the_definition_is_described():
+    definition = load_definition(ROOT, DEFINITION)
+    described = [*definition.axes.items(), *definition.inputs.items(), *definition.outputs.items()]
+    assert len(described) == 20
+    assert [name for name, value in described if not value.description] == []
