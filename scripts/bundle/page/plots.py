@@ -25,13 +25,15 @@ INK, MUTED, GRID, PAPER = "ink", "muted", "grid", "paper"
 # Okabe and Ito's colours, told apart with any colour vision, a little darker or lighter by theme.
 SERIES_LIGHT = (
     "#0072b2", "#d55e00", "#009e73", "#b8559a", "#9a7b00", "#8a8f98", "#6a3fb5", "#1f2937",
+    "#c0334d", "#4f7f1f",
 )  # fmt: skip
 SERIES_DARK = (
     "#56b4e9", "#ff8a4c", "#2fd0a0", "#e58fc8", "#e6c229", "#8b95a3", "#b39bf0", "#f5f5f5",
+    "#ff6b81", "#9ccc65",
 )  # fmt: skip
 LIGHT = {INK: "#1a1d21", MUTED: "#5c6470", GRID: "#e3e6ea", PAPER: "#ffffff"}
 DARK = {INK: "#e8eaed", MUTED: "#9aa3af", GRID: "#2d333b", PAPER: "#14171a"}
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", "p")
 MOST_MARKED = 60  # workloads; with more, markers would hide the lines
 WIDE, NARROW = (10.6, 4.3), (4.3, 4.3)  # inches; the page shows one or the other
 
