@@ -77,8 +77,8 @@ def test_public_facts():
         "local_expert_offset": scalar("int32"),
         "routed_scaling_factor": scalar(f32),
     }
-    for each in ({**definition[part]} for part in ("axes", "inputs", "outputs")):
-        for facts in each.values():
+    for part in ("axes", "inputs", "outputs"):
+        for facts in definition[part].values():
             assert facts.pop("description")
     # Lists: their order is the order of the arguments.
     assert list(definition["axes"].items()) == list(axes.items())
