@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Write the digests of what the sm_90a kernels compute on this GPU, for the emulator to equal.
 
     python scripts/digests.py            # on a Hopper GPU; writes emulator/hardware/digests.json
