@@ -101,7 +101,15 @@ def parse_arguments(device: Device) -> argparse.Namespace:
     runs = (10, 50, 3) if device.is_cuda else (1, 1, 1)
     for name, value in zip(("warmup-runs", "iterations", "num-trials"), runs, strict=True):
         add(f"--{name}", type=int, default=value, metavar="N", help=f"(here: {value})")
-    add("--timeout", type=int, default=300, metavar="S", help="seconds per solution (%(default)s)")
+    # interpreted Triton kernels take up to 82 s a call, and an evaluation makes two
+    seconds = 300 if device.is_cuda else 900
+    add(
+        "--timeout",
+        type=int,
+        default=seconds,
+        metavar="S",
+        help="seconds per solution (here: %(default)s)",
+    )
     if not device.is_cuda:
         add(
             "--arch",
