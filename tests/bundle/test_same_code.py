@@ -32,6 +32,20 @@ def test_unknown_commit(capsys):
     assert "no-such-commit" in capsys.readouterr().err
 
 
+def test_lines_without_code_are_passed_over(tmp_path):
+    """As those of commits that print none of a kernel; a tree without any is refused."""
+    support = tmp_path / "tests" / "support"
+    support.mkdir(parents=True)
+    (support / "compile_a.py").write_text(
+        '# fingerprints\nprint(\'{"code": {"pick": "51 registers"}}\')\nprint(\'{"launch": 1}\')\n'
+    )
+    (support / "compile_b.py").write_text("raise SystemExit('without what is asked for')\n")
+    assert same_code.code_of(tmp_path) == {"compile_a 0 pick": "51 registers"}
+    (support / "compile_a.py").write_text("# fingerprints\nprint('{\"launch\": 1}')\n")
+    with pytest.raises(same_code.BadInput, match="expected a compile_.*got none"):
+        same_code.code_of(tmp_path)
+
+
 def elf(sections: dict[str, bytes]) -> bytes:
     """A 64-bit ELF file with nothing but these sections and their names."""
     names, contents, headers = b"\0", b"", []

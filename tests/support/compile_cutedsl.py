@@ -71,7 +71,11 @@ def main():
     compiled = layer.compile(cute.KeepCUBIN)
     usage, sass = inspect(compiled.artifacts.CUBIN, Path(SCRATCH))
     launch = launches(layer, compiled, 3000)[-1]
-    facts = {**resources(usage, sass, INSTRUCTIONS), "launch": launch}
+    facts = {
+        **resources(usage, sass, INSTRUCTIONS),
+        "code": fingerprints(compiled.artifacts.CUBIN, usage),
+        "launch": launch,
+    }
     print(json.dumps({"candidates": len(candidates), **facts}))
 
 
