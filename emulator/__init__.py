@@ -11,10 +11,11 @@ from .errors import (
 )
 from .host import HostProgram, emulated_launch
 from .launch import Emulator, KernelRun, LaunchConfig, Module
+from .mutation import Mutant, mutants
 from .schedule import EAGER, LAZY, Schedule, random_schedules
 
 __all__ = [
     "EAGER", "LAZY", "Buffers", "CompilerMissing", "EmulatedFunction", "Emulator", "EmulatorError",
-    "HostProgram", "KernelError", "KernelRun", "LaunchConfig", "Module", "PtxError", "Schedule",
-    "UnsupportedInstruction", "emulated_launch", "random_schedules",
+    "HostProgram", "KernelError", "KernelRun", "LaunchConfig", "Module", "Mutant", "PtxError",
+    "Schedule", "UnsupportedInstruction", "emulated_launch", "mutants", "random_schedules",
 ]  # fmt: skip

@@ -9,8 +9,10 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Sequence
 
+from .decoder import Program
 from .host import HostProgram, emulated_launch
 from .launch import Emulator, KernelRun
+from .ptx import Kernel
 
 _TYPES = {"Int32": ctypes.c_int32, "Int64": ctypes.c_int64, "Float32": ctypes.c_float}
 
@@ -38,6 +40,14 @@ class EmulatedFunction:
         self._ranges = ranges
         self.emulator = emulator or Emulator()
         self.runs: list[KernelRun] = []
+
+    def program(self, kernel: str) -> Program:
+        """A kernel as decoded; raises KeyError for a name that the PTX does not hold."""
+        return self._program.module.program(kernel)
+
+    def kernels(self) -> list[Kernel]:
+        """All that the PTX holds."""
+        return list(self._program.module.kernels.values())
 
     def __call__(self, *arguments) -> None:
         """Raises KernelError for whatever a kernel must not do."""

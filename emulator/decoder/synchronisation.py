@@ -17,7 +17,8 @@ BLOCKING = re.compile(r"bar\.sync|barrier\.(cta\.)?sync|barrier\.cluster\.wait")
 # What a mutation test leaves out.
 SYNCHRONISATION = re.compile(
     r"mbarrier\.(init|arrive|try_wait|test_wait|expect_tx)|fence\.|bar\.|barrier\."
-    r"|cp\.async\.(wait|mbarrier|bulk\.wait)|wgmma\.wait|tcgen05\.(commit|wait|fence)"
+    r"|cp\.async\.(wait|mbarrier|commit|bulk\.(wait|commit))|wgmma\.(wait|commit|fence)"
+    r"|tcgen05\.(commit|wait|fence)"
     r"|griddepcontrol\.wait"
 )
 
@@ -68,9 +69,13 @@ def fence_proxy(o: Operands, m: re.Match, i: Instruction) -> Op:
     return Op("fence_proxy")
 
 
+@form(r"fence\.mbarrier_init\.release\.cluster")
+def fence_inits(o: Operands, m: re.Match, i: Instruction) -> Op:
+    return Op("fence_inits")
+
+
 @form(
     # what it orders happens in order here
-    r"fence\.mbarrier_init\.release\.cluster",
     r"tcgen05\.fence::(?:before|after)_thread_sync",
     # launches run one after another
     r"griddepcontrol\.(?:wait|launch_dependents)",

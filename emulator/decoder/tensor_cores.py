@@ -57,11 +57,10 @@ def mma(o: Operands, m: re.Match, i: Instruction) -> Op:
     d, a, b, instruction, *rest = i.operands
     if not o.is_wide(a):
         raise o.unsupported("A must be in shared memory")
-    if rest[0].startswith("{"):
-        raise o.unsupported("output lanes may be disabled")
+    disabled = o.elements(rest.pop(0)) if rest[0].startswith("{") else []  # masks of output lanes
     return Op(
         "tcgen05_mma", b=o.wide(a), c=o.wide(b), x=int(m[1]),
-        slots=(o.narrow(instruction), o.narrow(rest[0])), **o.shared(d),
+        slots=tuple(map(o.narrow, (instruction, rest[0], *disabled))), **o.shared(d),
     )  # fmt: skip
 
 

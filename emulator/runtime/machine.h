@@ -98,6 +98,7 @@ struct Warp {
     Queue copies, stores, wgmmas;
     u64 fenced, instructions, last_yield;
     int racer, agent;  // threads of the race checker: the warp, and what it issues
+    u32 *initialised;  // clock of its last fence of mbarrier inits, for the race checker
     u32 epoch;         // counts the synchronisations of the warp's lanes
 };
 
@@ -252,6 +253,7 @@ Reg shuffle(Warp *w, Reg active, Reg value, Reg by, Reg clamp, Shuffle mode, Reg
 u32 reduce(Reg active, Reg value, Reduction reduction);
 void sync_lanes(Warp *w);
 void sync_threads(Warp *w, u32 barrier, u32 threads, int wait);
+void fence_inits(Warp *w);
 void cluster_arrive(Warp *w, int release);
 void cluster_wait(Warp *w);
 int can_run(Warp *w);

@@ -56,6 +56,7 @@ NARROW(map_to_cta, (A & 0xffffffu) | B << 24)
 
 OPERATION(sync_lanes) { sync_lanes(w); }
 OPERATION(sync_threads) { sync_threads(w, A[0], B[0], o->x); }
+OPERATION(fence_inits) { fence_inits(w); }
 OPERATION(cluster_arrive) { cluster_arrive(w, o->x); }
 OPERATION(cluster_wait) { cluster_wait(w); }
 OPERATION(shuffle) {
@@ -80,7 +81,10 @@ OPERATION(wgmma_commit) { commit_group(w, &w->wgmmas); }
 OPERATION(wgmma_wait) { wait_groups(w, &w->wgmmas, o->x); }
 OPERATION(tcgen05_alloc) { tcgen05_alloc(w, ADDRESS, B); }
 OPERATION(tcgen05_dealloc) { tcgen05_dealloc(w, A, B); }
-OPERATION(tcgen05_mma) {  // the list is the instruction descriptor and whether to accumulate
+// The list is the instruction descriptor, whether to accumulate, and masks of disabled output lanes.
+OPERATION(tcgen05_mma) {
+    for (int i = 2; i < o->n; i++)
+        if (ballot(*active & (Reg)(narrow(w, SLOTS[i]) != 0))) fault(w, "tcgen05.mma with disabled output lanes is not known");
     tcgen05_mma(w, *active, ADDRESS, B_W, C_W, narrow(w, SLOTS[0]), narrow(w, SLOTS[1]), o->x);
 }
 OPERATION(tcgen05_commit) { tcgen05_commit(w, *active, ADDRESS, o->x, B); }

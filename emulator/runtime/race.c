@@ -53,6 +53,7 @@ void race_end(Grid *grid) {
         free(cta->mbarrier_arriving), free(cta->mbarrier_done);
         for (int k = 0; k < NAMED_BARRIERS; k++) free(cta->barriers[k].clock);
         free(cta->cluster_barrier.clock);
+        for (u32 j = 0; j < cta->num_warps; j++) free(cta->warps[j].initialised);
     }
     for (u32 i = 0; i < grid->num_ranges; i++) {
         if (!race->pages[i]) continue;
@@ -217,6 +218,12 @@ void release(Grid *grid, int racer, u32 **clock) {
     if (!*clock) *clock = new_clock(grid->race);
     merge(grid->race, *clock, grid->race->clocks[racer]);
     grid->race->clocks[racer][racer]++;
+}
+
+void pass_on(Grid *grid, const u32 *from, u32 **into) {
+    if (!grid->race || !from) return;
+    if (!*into) *into = new_clock(grid->race);
+    merge(grid->race, *into, from);
 }
 
 void acquire(Grid *grid, int racer, const u32 *clock) {

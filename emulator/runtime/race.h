@@ -46,6 +46,7 @@ u32 *issue_clock(Warp *w);                         // the issuer's clock, for it
 void begin_operation(Grid *grid, Operation *o);    // the agent is behind its issue
 void join_agent(Warp *w);                          // the warp is behind its agent
 void release(Grid *grid, int racer, u32 **clock);  // *clock is behind the racer
+void pass_on(Grid *grid, const u32 *from, u32 **into);  // *into is behind what `from` is behind
 void acquire(Grid *grid, int racer, const u32 *clock);
 void release_global(Grid *grid, int racer, u64 address);
 void acquire_global(Grid *grid, int racer, u64 address);

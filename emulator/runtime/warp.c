@@ -67,11 +67,15 @@ void sync_threads(Warp *w, u32 id, u32 threads, int wait) {
     }
 }
 
+// Taken to order all that came before, not only the inits.
+void fence_inits(Warp *w) { release(w->cta->grid, w->racer, &w->initialised); }
+
 void cluster_arrive(Warp *w, int releases) {
     Cta *cta = w->cta, *first = cta->cluster[0];
     Barrier *barrier = &first->cluster_barrier;
     w->generation = barrier->generation;
     if (releases) release(cta->grid, w->racer, &barrier->clock);
+    else pass_on(cta->grid, w->initialised, &barrier->clock);
     if (++barrier->arrived == cta->num_warps * cta->cluster_size) {
         barrier->arrived = 0;
         barrier->generation++;

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from types import ModuleType
 from typing import Any
 
 import cutlass.cute as cute
@@ -19,11 +20,12 @@ from cutlass import Float32, Int32
 from cutlass.cute.runtime import make_ptr
 
 from emulator import Buffers, EmulatedFunction, Emulator
-from solutions.common.cutedsl.config import CONFIGS, Candidate, candidates_for, only
+from solutions.common.cutedsl.config import CONFIGS, SM_100, Candidate, candidates_for, only
 from solutions.common.cutedsl.layer import MoeLayer
 from solutions.common.cutedsl.operands import INPUT_DTYPES, scratch_size
 from solutions.common.cutedsl.padded_operands import BLOCK, POINTERS
-from solutions.common.cutedsl.sm90.padded_gemm import TILES, PaddedGemmKernel
+from solutions.common.cutedsl.sm90 import padded_gemm as sm90
+from solutions.common.cutedsl.sm100 import padded_gemm as sm100
 from solutions.common.geometry import DEEPSEEK_V3_EP8, Geometry
 
 OFFSET, FACTOR = 64, 2.5
@@ -86,10 +88,14 @@ def _layer_inputs(geometry: Geometry, num_tokens: int) -> Arrays:
 
 
 def _layer_case(
-    what: str, candidates: tuple[Candidate, ...], num_tokens: int, geometry: Geometry
+    what: str,
+    candidates: tuple[Candidate, ...],
+    num_tokens: int,
+    geometry: Geometry,
+    backend: int = 90,
 ) -> Case:
     real = geometry == DEEPSEEK_V3_EP8
-    groups = MoeLayer(geometry, candidates, EMULATED_SMS).scratch(num_tokens)
+    groups = MoeLayer(geometry, candidates, EMULATED_SMS, backend).scratch(num_tokens)
 
     def arrays() -> Arrays:
         return _layer_inputs(geometry, num_tokens) | {
@@ -110,7 +116,7 @@ def _layer_case(
     size = "real" if real else "small"
     return Case(
         f"v3 {what}, {size}, T={num_tokens}",
-        lambda num_sms: MoeLayer(geometry, candidates, num_sms),
+        lambda num_sms: MoeLayer(geometry, candidates, num_sms, backend),
         arrays,
         (num_tokens, OFFSET, FACTOR),
         written,
@@ -119,7 +125,9 @@ def _layer_case(
 
 
 # ----------------------------------------------------------------------------------- v1, v2
-def _padded_case(index: int, experts: int, max_m: int, n: int, k: int, real: bool) -> Case:
+def _padded_case(
+    index: int, experts: int, max_m: int, n: int, k: int, real: bool, module: ModuleType = sm90
+) -> Case:
     def arrays() -> Arrays:
         rng = np.random.default_rng(20261125)
         rows = rng.integers(0, max_m + 1, experts)
@@ -142,7 +150,7 @@ def _padded_case(index: int, experts: int, max_m: int, n: int, k: int, real: boo
 
     return Case(
         f"padded GEMM tile {index}, {'real' if real else 'small'}, N={n} K={k}",
-        lambda num_sms: PaddedGemmKernel(TILES[index], num_sms),
+        lambda num_sms: module.PaddedGemmKernel(module.TILES[index], num_sms),
         arrays,
         (experts, max_m, n, k),
         written,
@@ -165,10 +173,27 @@ def cases() -> list[Case]:
     return [
         *(_layer_case(*layer) for layer in layers),
         _layer_case("choice", candidates_for(60), 60, wide),
-        *(_padded_case(index, 3, 140, 384, 512, False) for index in range(len(TILES))),
+        *(_padded_case(index, 3, 140, 384, 512, False) for index in range(len(sm90.TILES))),
         _padded_case(3, 32, 4, 4096, 7168, True),
         _padded_case(3, 32, 4, 7168, 2048, True),
     ]
+
+
+def small_cases(backend: int) -> list[Case]:
+    """For mutants: every configuration of sm_90a or sm_100a (backend 90 or 100) at a size that is
+    small, but fills the ring of slots more than once per block."""
+    short = replace(DEEPSEEK_V3_EP8, hidden_size=1024, intermediate_size=256)
+    wide = replace(DEEPSEEK_V3_EP8, intermediate_size=256)  # gathered tokens need this hidden_size
+    module = sm90 if backend == 90 else sm100
+    configs = CONFIGS if backend == 90 else [candidate.config for _, (candidate,) in SM_100]
+    return [
+        *(
+            _layer_case(f"configuration {number}", only(config), 24,
+                        short if config.swap_ab and config.cluster == 1 else wide, backend)
+            for number, config in enumerate(configs, 1)
+        ),
+        *(_padded_case(i, 3, 140, 384, 512, False, module) for i in range(len(module.TILES))),
+    ]  # fmt: skip
 
 
 # --------------------------------------------------------------------------------- both devices
@@ -182,7 +207,7 @@ def _digests(case: Case, arrays: Arrays) -> dict[str, str]:
 class EmulatedCase:
     """A case compiled for the emulator, to be run in any number of ways."""
 
-    def __init__(self, case: Case):
+    def __init__(self, case: Case, num_sms: int = EMULATED_SMS):
         self._case, self._buffers = case, Buffers()
         self._given = case.arrays()
         self._arrays = {name: self._buffers.array(array) for name, array in self._given.items()}
@@ -191,7 +216,7 @@ class EmulatedCase:
         pointers += [pointers[0]] * (len(self._arrays) - len(pointers))  # of any type
         numbers = [Float32(x) if isinstance(x, float) else Int32(x) for x in case.numbers]
         self.function = EmulatedFunction(
-            case.kernel(EMULATED_SMS).compile(cute.KeepPTX),
+            case.kernel(num_sms).compile(cute.KeepPTX),
             [*pointers, *numbers, pointers[0]],  # the stream's handle is passed as an address
             lambda: self._buffers.ranges,
         )
