@@ -15,9 +15,11 @@ from solutions.common.geometry import DEEPSEEK_V3_EP8
 
 SHARED_LIMIT = 232_448  # bytes a block may use on sm_100
 REGISTERS = 65_536  # of a multiprocessor
-# of the layer's bf16 result, with the activation's quantisation in the reference; Hopper's tensor
-# cores keep fewer bits of a sum
-LARGEST_ERROR = {100: 3e-3, 90: 4e-3}
+# of the layer's bf16 result, with the activation's quantisation in the reference. Hopper's tensor
+# cores keep 13 bits of a sum, which rounds some activations to the next e4m3 code:
+# a reference that cuts sums off as they do differs from the exact one by 6.1e-3, 2.9e-3 and 4.9e-3
+# (test_like_hopper's call, seeds 0 to 2), and the kernels from it by 2.4e-3, 2.9e-3 and 2.5e-3.
+LARGEST_ERROR = {100: 3e-3, 90: 1e-2}
 CONFIGS = [candidate.config for _, (candidate,) in SM_100]
 SMALL, PAIRS = range(3), 3  # numbers of configurations
 WIDE = {"hidden": 7168, "blocks": 8}  # what gathered tokens need
@@ -132,13 +134,13 @@ def test_pairs_in_the_emulator():
 
 
 def test_like_hopper():
-    """Both backends put out the same rows exactly and the same values up to rounding."""
+    """Both backends put out the same rows exactly and the same values up to Hopper's sums."""
     call = {"config": 0, "tokens": 20}
     (ours,), (hopper,) = emulated(call), emulated(call, backend=90)
     assert ours["integers"] == hopper["integers"]
     assert FEW.act_columns == CONFIGS[0].act_columns
     a, b = torch.tensor(ours["output"]), torch.tensor(hopper["output"])
-    assert (a - b).norm() < 5e-3 * a.norm()
+    assert (a - b).norm() < LARGEST_ERROR[90] * a.norm()
 
 
 @pytest.mark.long
