@@ -132,6 +132,16 @@ def test_times_on_a_cpu_are_said_to_mean_nothing(tmp_path):
     assert note.endswith("emulated on a CPU: their times here mean nothing.")
 
 
+def test_emulated_solutions_are_named_beside_native_ones(tmp_path):
+    traces = [
+        *all_rows(FAST, hardware="A CPU (sm_90a emulated)"),
+        *all_rows(SLOW, hardware="A CPU"),
+    ]
+    comparison = compared(write_traces(tmp_path, traces))
+    assert f"Emulated, not run on a GPU: {FAST} (sm_90a)." in comparison.notes
+    assert comparison.provenance.environment["hardware"] == ["A CPU"]
+
+
 def test_what_failed_or_is_missing_is_never_averaged_away(tmp_path):
     broken = all_rows("broken", 0.5)
     broken[0] = make_trace("broken", row=ROWS[0], status="RUNTIME_ERROR")

@@ -239,6 +239,12 @@ def _compare_one(
     notes += [f"{kernels}: their times here mean nothing." for kernels in how]
 
     latest = _latest(records, list(differing))
+    pairs = {(record.solution, record.emulated) for record in latest.values() if record.emulated}
+    if pairs:
+        names = ", ".join(
+            f"{solution} ({architecture})" for solution, architecture in sorted(pairs)
+        )
+        notes.append(f"Emulated, not run on a GPU: {names}.")
     runs = _runs(records, list(differing), latest)
     columns = _columns(latest, list(differing), solutions)
     if baseline is not None:

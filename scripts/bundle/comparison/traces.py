@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from ..machine import UNKNOWN
 from ..paths import BadInput
-from ..runs.emulation import unmarked
+from ..runs.emulation import emulated, unmarked
 
 # flashinfer-bench itself writes no version into a trace, but its versions differ in where they put
 # it. This matters: 0.1.2 reports mean latencies on fresh clones, its successor medians without.
@@ -72,6 +72,11 @@ class TraceRecord:
         harness = libs.pop(HARNESS, self.harness)
         # what is emulated was run on the same machine as the rest
         return {"hardware": unmarked(recorded.hardware), HARNESS: harness, **libs}
+
+    @property
+    def emulated(self) -> str | None:
+        """The architecture that was emulated for the solution, such as sm_90a; None if none was."""
+        return emulated(self.trace.evaluation.environment.hardware)
 
     def note(self, name: str) -> str:
         """One of NOTES; `absent` where it was not recorded."""

@@ -47,6 +47,12 @@ def mark(result: Evaluation, subject: Subject) -> None:
         result.environment.hardware += f" ({subject.emulated} emulated)"
 
 
+def emulated(hardware: str) -> str | None:
+    """The architecture that a trace's hardware says was emulated, such as sm_90a."""
+    found = _MARK.search(hardware)
+    return found and found[1]
+
+
 def unmarked(hardware: str) -> str:
     """The machine that a trace was made on, emulated or not."""
     return _MARK.sub("", hardware)
