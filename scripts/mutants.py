@@ -38,7 +38,8 @@ def main() -> None:
     for case in small_cases(100 if options.arch == "sm_100a" else 90):
         if options.only not in case.name:
             continue
-        start, table, missed = time.perf_counter(), defaultdict(Counter), []
+        start, missed = time.perf_counter(), []
+        table: defaultdict[str, Counter[str]] = defaultdict(Counter)
         for kernel, mutant in mutants_of(case, options.every):
             table[mutant.form][mutant.noticed or "missed"] += 1
             if not mutant.noticed:
@@ -47,7 +48,7 @@ def main() -> None:
                 with options.output.open("a") as file:
                     facts = {"arch": options.arch, "case": case.name, "kernel": kernel}
                     file.write(json.dumps(facts | asdict(mutant)) + "\n")
-        total = sum(sum(counts.values()) for counts in table.values())
+        total = sum(counts.total() for counts in table.values())
         print(f"{options.arch} {case.name}: {total - len(missed)} of {total} noticed "
               f"({time.perf_counter() - start:.0f} s)")  # fmt: skip
         for form, counts in sorted(table.items()):

@@ -223,9 +223,9 @@ def run_example(example: Example, folder: Path) -> Result:
     seconds = time.perf_counter() - start
     result = (arrays[2].astype(np.uint32) << 16).view(np.float32).astype(np.float64)
     wrong = (result - operands.expected)[operands.compared]
-    error = np.linalg.norm(wrong) / np.linalg.norm(operands.expected[operands.compared])
+    relative = np.linalg.norm(wrong) / np.linalg.norm(operands.expected[operands.compared])
     counts = sum((run.counts for run in runs), start=Counter())
-    return Result(float(error), seconds, _asynchronous(form for form, n in counts.items() if n))
+    return Result(float(relative), seconds, _asynchronous(form for form, n in counts.items() if n))
 
 
 def _asynchronous(forms: Iterable[str]) -> tuple[str, ...]:
