@@ -146,7 +146,7 @@ def compiled_kernels():
 def test_v3_compiles_to_the_layers_kernel(compiled_kernels):
     assert [kernel["config"] for kernel in compiled_kernels] == [str(c) for c in CONFIGS]
     for kernel, config in zip(compiled_kernels, CONFIGS, strict=True):
-        assert kernel["weight_tiles"] == [0, 2048 // config.weight_rows]
+        assert kernel["weight_tiles"] == [0, 2048 // config.block_n]
         assert kernel["registers"] * kernel["threads"] <= 65_536 and kernel["stack"] == 0
         count = kernel["instructions"]
         assert "LDL" not in count and "STL" not in count
@@ -163,4 +163,4 @@ def test_v3_launch(compiled_kernels):
         assert words[:2] == [0, 3]  # compile_v3_gemm.py passes b's pointer as 3 << 32
         assert words[3:5] == [4096 // 16, 2048 * 4096 // 16]
         assert words[8:11] == [4096 - 1, 2048 - 1, 32 - 1]
-        assert [words[13] >> 24, words[14]] == [127, config.weight_rows // config.cluster - 1]
+        assert [words[13] >> 24, words[14]] == [127, config.block_n // config.cluster - 1]

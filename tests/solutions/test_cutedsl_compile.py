@@ -74,9 +74,9 @@ def test_instructions(kernels):
 def test_accumulator(kernels):
     """The map in the docstrings of swap_ab.py and tokens_on_m.py, and each place once."""
     for kernel, config in zip(kernels, CONFIGS, strict=True):
-        columns = config.tokens if config.swap_ab else 128
+        columns = config.block_m if config.swap_ab else 128
         expected = []
-        for thread in range(128 * config.warpgroups):
+        for thread in range(128 * config.num_warpgroups):
             warp, lane = thread // 32, thread % 32
             expected += [
                 [16 * warp + lane // 4 + 8 * i, 8 * j + 2 * (lane % 4) + c]
@@ -85,7 +85,7 @@ def test_accumulator(kernels):
                 for c in range(2)
             ]
         assert kernel["accumulator"] == expected, kernel["config"]
-        assert len(set(map(tuple, expected))) == 64 * config.warpgroups * columns
+        assert len(set(map(tuple, expected))) == 64 * config.num_warpgroups * columns
 
 
 def test_launches(kernels):
@@ -111,7 +111,7 @@ def test_tma_descriptors(kernels):
     """Address, sizes, strides and box of the weights and, where TMA loads them, of the tokens."""
     h, i, experts = 7168, 2048, 32
     for kernel, config in zip(kernels, CONFIGS, strict=True):
-        rows, r = 8 * kernel["num_tokens"] + experts * 64, config.weight_rows
+        rows, r = 8 * kernel["num_tokens"] + experts * 64, config.block_n
         part, groups = r // config.cluster, 2 * i // r
         # compile_cutedsl.py passes argument number << 32; the scratch memory begins with act
         act = 9 << 32
@@ -125,7 +125,7 @@ def test_tma_descriptors(kernels):
             1: (7 << 32, (i, h, experts), (i, h * i), (128, part)),
         }  # fmt: skip
         if not config.swap_ab:
-            box = (config.tokens, 128 // config.act_columns)
+            box = (config.block_m, 128 // config.act_columns)
             expected |= {
                 18: (act + rows * i, (h, rows), (h,), (128, 64)),
                 20: (act, (i, rows), (i,), (128, 64)),
@@ -142,18 +142,18 @@ def test_tma_descriptors(kernels):
             assert boxes[: len(box)] == [size - 1 for size in box], (kernel["config"], index)
 
 
-GOOD = GemmConfig(swap_ab=True, tokens=80, weight_rows=256, warpgroups=2, stages=4)
+GOOD = GemmConfig(swap_ab=True, block_m=80, block_n=256, num_warpgroups=2, num_stages=4)
 
 
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"weight_rows": 192}, "weight_rows must be 128 or 256, got 192"),
+        ({"block_n": 192}, "block_n must be 128 or 256, got 192"),
         ({"cluster": 4}, "cluster must be 1 or 2, got 4"),
-        ({"warpgroups": 3}, "warpgroups must be 1 or 2, got 3"),
-        ({"warpgroups": 1}, "weight_rows must be 128 with swap_ab and one warpgroup, got 256"),
-        ({"tokens": 12}, r"tokens must be a multiple of 8 in 16\.\.128, got 12"),
-        ({"swap_ab": False}, "tokens must be 64 per warpgroup without swap_ab, got 80 for 2"),
+        ({"num_warpgroups": 3}, "num_warpgroups must be 1 or 2, got 3"),
+        ({"num_warpgroups": 1}, "block_n must be 128 with swap_ab and one warpgroup, got 256"),
+        ({"block_m": 12}, r"block_m must be a multiple of 8 in 16\.\.128, got 12"),
+        ({"swap_ab": False}, "block_m must be 64 per warpgroup without swap_ab, got 80 for 2"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )

@@ -43,9 +43,9 @@ def test_counts_of_shipped_configurations():
 
 
 def test_announced_bytes():
-    for config in [*CONFIGS, replace(FEW, warpgroups=2, weight_rows=256, stages=4)]:
-        tokens = 0 if config.swap_ab else (BLOCK_K + 4 * config.act_spans) * config.tokens
-        assert barriers_for(config).ring_full.announced == BLOCK_K * config.weight_rows + tokens
+    for config in [*CONFIGS, replace(FEW, num_warpgroups=2, block_n=256, num_stages=4)]:
+        tokens = 0 if config.swap_ab else (BLOCK_K + 4 * config.act_spans) * config.block_m
+        assert barriers_for(config).ring_full.announced == BLOCK_K * config.block_n + tokens
 
 
 class ForgetfulProducer(StreamedTokens):

@@ -55,7 +55,7 @@ def test_instructions(kernels):
         assert count["UTCQMMA" + pair] == 8, kernel  # 128 columns of K in each GEMM
         assert count["UTCBAR"] == 3 + spans - (1 if config.paired else 0) + config.paired, kernel
         assert count["UTMALDG.5D" + pair] == count["UTMALDG.3D" + pair] == config.cluster, kernel
-        chunks = config.tokens // config.warpgroups // 16
+        chunks = config.block_m // config.num_warpgroups // 16
         # every partial sum's 16 columns by two loads of 16 lanes, and 2 x 4 pairs per 8 columns
         assert count["LDTM"] == 2 * chunks * (1 + spans), kernel
         assert count["FFMA2"] == 8 * chunks * (1 + spans), kernel
@@ -88,7 +88,7 @@ def test_tensor_memory():
     for config in CONFIGS:
         consumers = MoeLayer(DEEPSEEK_V3_EP8, only(config), 148, 100).gemms.consumers
         assert consumers.sums >= 2
-        assert consumers.sums * config.tokens <= consumers.tmem_columns <= 512
+        assert consumers.sums * config.block_m <= consumers.tmem_columns <= 512
 
 
 def test_barriers():
@@ -108,8 +108,8 @@ def test_barriers():
 @pytest.mark.parametrize(
     "config, message",
     [
-        (GemmConfig(True, 24, 128, 1, 4), "tokens must be a multiple of 16 up to 256, got 24"),
-        (GemmConfig(True, 48, 256, 1, 4), "weight_rows must be 128 for 1 blocks, got 256"),
+        (GemmConfig(True, 24, 128, 1, 4), "block_m must be a multiple of 16 up to 256, got 24"),
+        (GemmConfig(True, 48, 256, 1, 4), "block_n must be 128 for 1 blocks, got 256"),
         (GemmConfig(True, 64, 256, 1, 4, 2), "cluster must be 1 if its blocks are no pair, got 2"),
     ],
 )

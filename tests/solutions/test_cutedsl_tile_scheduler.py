@@ -138,11 +138,11 @@ def test_device_and_host_choose_alike(warp):
 
 
 @pytest.mark.parametrize(
-    "tokens, rows_per_expert",
+    "block_m, rows_per_expert",
     [(16, 5), (16, 14), (64, 17), (64, 64), (80, 80), (64, 96), (80, 130), (128, 260), (128, 2000)],
 )
-def test_choice_for_even_loads(tokens, rows_per_expert):
+def test_choice_for_even_loads(block_m, rows_per_expert):
     """What was fastest on an H100, also where few experts have all the rows."""
     for experts in (8, 32):
         rows = [rows_per_expert] * experts + [0] * (32 - experts)
-        assert choose(candidates_for(100), rows).tokens == tokens
+        assert choose(candidates_for(100), rows).block_m == block_m

@@ -18,7 +18,7 @@ from solutions.torch_moe.main import dequantize  # noqa: E402
 SHARED_LIMIT = 232_448  # bytes a block may use on sm_90
 REGISTERS = 65_536  # of a multiprocessor
 EXPERTS, MAX_M, N, K = 5, 44, 384, 256  # of compile_padded_gemm.py
-tiles = pytest.mark.parametrize("tile", TILES, ids=lambda tile: f"{tile.rows}x{tile.columns}")
+tiles = pytest.mark.parametrize("tile", TILES, ids=lambda tile: f"{tile.block_m}x{tile.block_n}")
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,9 @@ def test_accumulator(kernels, tile):
             for c in range(2)
         ]
     assert places == expected
-    assert len(set(map(tuple, places))) == tile.rows * tile.mma_columns * 2 // tile.row_warpgroups
+    assert (
+        len(set(map(tuple, places))) == tile.block_m * tile.mma_columns * 2 // tile.row_warpgroups
+    )
 
 
 @pytest.mark.parametrize("chunks", [4, 8])
@@ -91,9 +93,9 @@ def test_launch(kernels, tile):
     assert launch["grid"] == [132, 1, 1] and launch["block"] == [gemm.THREADS, 1, 1]
     assert launch["shared"] == kernels[tile]["shared"]
     expected = (  # pointer, sizes, strides in bytes, box
-        (1, (K, MAX_M, EXPERTS), (K, MAX_M * K), (128, tile.rows)),
-        (2, (MAX_M, EXPERTS, K // 128), (4 * MAX_M, 4 * MAX_M * EXPERTS), (tile.rows, 1)),
-        (3, (K, N, EXPERTS), (K, N * K), (128, tile.columns)),
+        (1, (K, MAX_M, EXPERTS), (K, MAX_M * K), (128, tile.block_m)),
+        (2, (MAX_M, EXPERTS, K // 128), (4 * MAX_M, 4 * MAX_M * EXPERTS), (tile.block_m, 1)),
+        (3, (K, N, EXPERTS), (K, N * K), (128, tile.block_n)),
         (6, (N, MAX_M, EXPERTS), (2 * N, 2 * N * MAX_M), (tile.box_columns, 64)),
     )
     for words, (pointer, sizes, strides, box) in zip(launch["descriptors"], expected, strict=True):
@@ -116,11 +118,11 @@ def test_launch(kernels, tile):
 def test_tile_choice(experts, max_m, n, rows, columns):
     """Wide tiles for much work; no padded second half; small ones to keep the GPU busy."""
     tile = tile_for(experts, max_m, n, 132)
-    assert (tile.rows, tile.columns) == (rows, columns)
+    assert (tile.block_m, tile.block_n) == (rows, columns)
 
 
 @pytest.mark.parametrize(
-    "arguments, message", [((96, 64, 4), "rows .* 96"), ((64, 512, 4), "columns .* 512")]
+    "arguments, message", [((96, 64, 4), "block_m .* 96"), ((64, 512, 4), "block_n .* 512")]
 )
 def test_bad_tile(arguments, message):
     with pytest.raises(ValueError, match=message):

@@ -17,7 +17,7 @@ from solutions.common.cutedsl.sm100.padded_gemm import TILES, GemmTile, tile_for
 
 SHARED_LIMIT = 232_448  # bytes a block may use on sm_100
 EXPERTS, MAX_M, N, K = 5, 44, 384, 256  # of compile_padded_gemm.py
-tiles = pytest.mark.parametrize("tile", TILES, ids=lambda tile: f"{tile.rows}x{tile.columns}")
+tiles = pytest.mark.parametrize("tile", TILES, ids=lambda tile: f"{tile.block_m}x{tile.block_n}")
 
 
 @pytest.fixture(scope="module")
@@ -47,15 +47,15 @@ def test_resources(kernels, tile):
 @tiles
 def test_rings(tile):
     """Two partial sums at least; scales of the slots and partial sums in flight and of one more."""
-    columns = tile.sums * tile.columns
+    columns = tile.sums * tile.block_n
     assert tile.sums >= 2 and 32 <= columns <= tmem.COLUMNS and columns & (columns - 1) == 0
-    assert tile.stages + tile.sums < gemm.SCALE_SLOTS
+    assert tile.num_stages + tile.sums < gemm.SCALE_SLOTS
 
 
 @tiles
 def test_instructions(kernels, tile):
     count = kernels[tile]["instructions"]
-    pair = ".2CTA" if tile.blocks == 2 else ""
+    pair = ".2CTA" if tile.cluster == 2 else ""
     scales = 0 if pair else 1  # these go to the block's own barrier
     assert count["UTCQMMA" + pair] == 4 and count["UTCBAR"] == 2
     assert count["UTMALDG.3D" + pair] == 2 + scales and count["UTMALDG.3D"] == 1 + 2 * scales
@@ -69,13 +69,13 @@ def test_instructions(kernels, tile):
 def test_launch(kernels, tile):
     """Grid, block, shared memory and the TMA descriptors' address, sizes, strides and boxes."""
     launch = kernels[tile]["launch"]
-    assert launch["grid"] == [132, 1, 1] and launch["cluster"] == [tile.blocks, 1, 1]
+    assert launch["grid"] == [132, 1, 1] and launch["cluster"] == [tile.cluster, 1, 1]
     assert launch["block"] == [gemm.THREADS, 1, 1]
     assert launch["shared"] == kernels[tile]["shared"]
     expected = (  # pointer, sizes, strides in bytes, box
         (1, (K, MAX_M, EXPERTS), (K, MAX_M * K), (128, 128)),
         (2, (MAX_M, EXPERTS, K // 128), (4 * MAX_M, 4 * MAX_M * EXPERTS), (128, 1)),
-        (3, (K, N, EXPERTS), (K, N * K), (128, tile.columns // tile.blocks)),
+        (3, (K, N, EXPERTS), (K, N * K), (128, tile.block_n // tile.cluster)),
         (6, (N, MAX_M, EXPERTS), (2 * N, 2 * N * MAX_M), (tile.box_columns, 32)),
     )
     for words, (pointer, sizes, strides, box) in zip(launch["descriptors"], expected, strict=True):
@@ -98,11 +98,11 @@ def test_launch(kernels, tile):
 def test_tile_choice(experts, max_m, n, blocks, columns):
     """Pairs for much work; one block for few rows; narrow tiles to keep the GPU busy."""
     tile = tile_for(experts, max_m, n, 148)
-    assert (tile.blocks, tile.columns) == (blocks, columns)
+    assert (tile.cluster, tile.block_n) == (blocks, columns)
 
 
 @pytest.mark.parametrize(
-    "arguments, message", [((3, 64, 4), "blocks .* 3"), ((1, 512, 4), "columns .* 512")]
+    "arguments, message", [((3, 64, 4), "cluster .* 3"), ((1, 512, 4), "block_n .* 512")]
 )
 def test_bad_tile(arguments, message):
     with pytest.raises(ValueError, match=message):

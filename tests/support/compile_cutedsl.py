@@ -61,7 +61,7 @@ def main():
             "code": fingerprints(compiled.artifacts.CUBIN, usage),
             "registers": max(int(count) for name, count in kernels if name == "kernel"),
             "routing": [(routing_registers[name], n) for name, n in ROUTING_THREADS.items()],
-            "accumulator": places(layer.gemms.consumers.tiled_mma, config.warpgroups),
+            "accumulator": places(layer.gemms.consumers.tiled_mma, config.num_warpgroups),
             "num_tokens": (num_tokens := 16 if config == FEW else 3000),
             "launches": launches(layer, compiled, num_tokens),
         }

@@ -14,32 +14,32 @@ class GemmConfig:
 
     swap_ab: weights on the M side of the multiplication and tokens on N, else tokens on M and
     weights on N.
-    tokens: token rows of a tile.
-    weight_rows: weight rows of a tile (128 or 256); GEMM1 tiles hold half up and half gate rows.
-    warpgroups: consumer warpgroups.
-    stages: pipeline slots of BLOCK_K columns of a tile's weights and tokens.
+    block_m: token rows of a tile, on whichever side of the multiplication they are.
+    block_n: weight rows of a tile (128 or 256); GEMM1 tiles hold half up and half gate rows.
+    num_warpgroups: consumer warpgroups.
+    num_stages: pipeline slots of BLOCK_K columns of a tile's weights and tokens.
     cluster: blocks that take neighbouring tiles and load their weights together (1 or 2).
     paired: whether they take one tile together instead, each its part of the weight rows.
     """
 
     swap_ab: bool
-    tokens: int
-    weight_rows: int
-    warpgroups: int
-    stages: int
+    block_m: int
+    block_n: int
+    num_warpgroups: int
+    num_stages: int
     cluster: int = 1
     paired: bool = False
 
     def __post_init__(self):
-        if self.weight_rows not in (128, 256):
-            raise ValueError(f"weight_rows must be 128 or 256, got {self.weight_rows}")
+        if self.block_n not in (128, 256):
+            raise ValueError(f"block_n must be 128 or 256, got {self.block_n}")
         if self.cluster not in (1, 2):
             raise ValueError(f"cluster must be 1 or 2, got {self.cluster}")
 
     @property
     def act_columns(self) -> int:
         """Activation columns of a GEMM1 tile, which share one scale per token."""
-        return self.weight_rows // 2
+        return self.block_n // 2
 
     @property
     def act_spans(self) -> int:
@@ -58,7 +58,7 @@ class Candidate:
 
     def cost(self, rows, select: Callable):
         """For an expert of `rows` rows. select(condition, yes, no): the device's or the host's."""
-        tiles = (rows + (self.config.tokens - 1)) // self.config.tokens
+        tiles = (rows + (self.config.block_m - 1)) // self.config.block_m
         return select(rows > 0, self.expert_cost, 0) + tiles * self.tile_cost
 
 
@@ -85,31 +85,32 @@ def choose(candidates: Sequence[Candidate], rows_per_expert: Iterable[int]) -> G
 # third reads them again and does not multiply fast enough. With more rows, tokens on M and by TMA
 # multiply fastest. The costs are fitted to whole layers on an H100, such that the choice changes
 # little if they are a few percent off (docs/2026-11-25-cutedsl-choice.md).
-FEW = GemmConfig(swap_ab=True, tokens=16, weight_rows=128, warpgroups=1, stages=12)
+FEW = GemmConfig(swap_ab=True, block_m=16, block_n=128, num_warpgroups=1, num_stages=12)
 SM_90 = (
     (16, only(FEW)),
     (
         float("inf"),
         (
             Candidate(
-                GemmConfig(swap_ab=True, tokens=16, weight_rows=128, warpgroups=2, stages=12),
+                GemmConfig(swap_ab=True, block_m=16, block_n=128, num_warpgroups=2, num_stages=12),
                 expert_cost=20, tile_cost=72,
             ),
             Candidate(
                 GemmConfig(
-                    swap_ab=True, tokens=64, weight_rows=256, warpgroups=2, stages=4, cluster=2
+                    swap_ab=True, block_m=64, block_n=256, num_warpgroups=2, num_stages=4, cluster=2
                 ),
                 expert_cost=1, tile_cost=99,
             ),
             Candidate(
                 GemmConfig(
-                    swap_ab=True, tokens=80, weight_rows=256, warpgroups=2, stages=4, cluster=2
+                    swap_ab=True, block_m=80, block_n=256, num_warpgroups=2, num_stages=4, cluster=2
                 ),
                 expert_cost=11, tile_cost=99,
             ),
             Candidate(
                 GemmConfig(
-                    swap_ab=False, tokens=128, weight_rows=256, warpgroups=2, stages=4, cluster=2
+                    swap_ab=False, block_m=128, block_n=256, num_warpgroups=2, num_stages=4,
+                    cluster=2,
                 ),
                 expert_cost=225, tile_cost=16,
             ),
@@ -124,14 +125,14 @@ CONFIGS = tuple(candidate.config for _, candidates in SM_90 for candidate in can
 # shared memory holds. N is set for every tile to its rows, so a wide tile costs a small expert
 # nothing but stages.
 SM_100 = (
-    (128, only(GemmConfig(swap_ab=True, tokens=16, weight_rows=128, warpgroups=1, stages=12))),
-    (512, only(GemmConfig(swap_ab=True, tokens=48, weight_rows=128, warpgroups=1, stages=9))),
-    (1024, only(GemmConfig(swap_ab=True, tokens=80, weight_rows=128, warpgroups=1, stages=8))),
+    (128, only(GemmConfig(swap_ab=True, block_m=16, block_n=128, num_warpgroups=1, num_stages=12))),
+    (512, only(GemmConfig(swap_ab=True, block_m=48, block_n=128, num_warpgroups=1, num_stages=9))),
+    (1024, only(GemmConfig(swap_ab=True, block_m=80, block_n=128, num_warpgroups=1, num_stages=8))),
     (
         float("inf"),
         only(
             GemmConfig(
-                swap_ab=True, tokens=256, weight_rows=256, warpgroups=2, stages=5, cluster=2,
+                swap_ab=True, block_m=256, block_n=256, num_warpgroups=2, num_stages=5, cluster=2,
                 paired=True,
             )
         ),

@@ -45,7 +45,7 @@ def scale_of(amax: Float32) -> Float32:
 
 
 class SwapAbEpilogue:
-    """Epilogues of a tile of weight_rows weight rows by `tokens` tokens, spread over threads.
+    """Epilogues of a tile of block_n weight rows by block_m tokens, spread over threads.
 
     The map of the sums: thread `lane` of warp `warp` holds, of groups of 16 weight rows, rows r and
     r + 8, r = lane / 4, at tokens 8 j + 2 (lane % 4) + c, as final[(c, row half, j), atom, 0]. Its
@@ -65,11 +65,11 @@ class SwapAbEpilogue:
     @property
     def size(self) -> int:
         """bf16 [N, R] or e4m3 [N, R/2] with padded rows, and the maxima of every warp."""
-        return (2 * (self.config.weight_rows + 8) + 4 * self.warps) * self.config.tokens
+        return (2 * (self.config.block_n + 8) + 4 * self.warps) * self.config.block_m
 
     def places(self, result) -> tuple[cute.Tensor, cute.Tensor]:
         """In shared memory: the rounded sums [R, N] bf16, and the maxima [N, warps] fp32."""
-        r, n = self.config.weight_rows, self.config.tokens
+        r, n = self.config.block_n, self.config.block_m
         sums = result.get_tensor(cute.make_layout((r, n), stride=(1, r + 8)))
         maxima = cute.make_tensor(
             cute.recast_ptr(sums.iterator + (r + 8) * n, dtype=Float32),
@@ -83,7 +83,7 @@ class SwapAbEpilogue:
         final: cute.Tensor, barrier, operands: GemmOperands,
     ):  # fmt: skip
         """GEMM1: SwiGLU, the scale of each token's columns, e4m3 and a coalesced store."""
-        n, width = self.config.tokens, self.config.act_columns
+        n, width = self.config.block_m, self.config.act_columns
         pairs, atoms = n // 8, cute.size(final, mode=[1])
         lane, warp = thread % 32, thread // 32
         column = 8 * warp + lane // 4  # of the first atom
@@ -143,7 +143,7 @@ class SwapAbEpilogue:
 
         own: takes `sums` to the places of the thread's own, in the order of `final`.
         """
-        n, r, h = self.config.tokens, self.config.weight_rows, self.geometry.hidden_size
+        n, r, h = self.config.block_m, self.config.block_n, self.geometry.hidden_size
         weights = operands.row_weight + tile.row
         for j in cutlass.range_constexpr(n // 8):
             for c in cutlass.range_constexpr(2):
@@ -168,7 +168,7 @@ class SwapAbEpilogue:
         target [*, stride]."""
         size = 128 // result.dtype.width  # of a vector
         chunks, threads = width // size, self.threads
-        for p in cutlass.range_constexpr(cute.ceil_div(self.config.tokens * chunks, threads)):
+        for p in cutlass.range_constexpr(cute.ceil_div(self.config.block_m * chunks, threads)):
             token = (thread + p * threads) // chunks
             chunk = thread % chunks
             if token < tile.rows:

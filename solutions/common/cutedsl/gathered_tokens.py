@@ -53,7 +53,7 @@ class GatheredTokens:
         self.combine = gemms.combine
         self.num_blocks = gemms.num_blocks
         self.check_hidden_size()
-        n, row_block = gemms.config.tokens, gemms.scheduler.row_block
+        n, row_block = gemms.config.block_m, gemms.scheduler.row_block
         spans = gemms.config.act_spans
         self.roles = (
             # a lane announces, all arrive once their scales are there; what is said of GEMM2's
@@ -66,8 +66,8 @@ class GatheredTokens:
 
     def slot_bytes(self, boxes, spans: int):
         """That TMA brings to a slot with so many boxes of token rows and spans of their scales."""
-        rows = self.config.weight_rows + boxes * self.scheduler.row_block
-        return BLOCK_K * rows + 4 * self.config.tokens * spans
+        rows = self.config.block_n + boxes * self.scheduler.row_block
+        return BLOCK_K * rows + 4 * self.config.block_m * spans
 
     def check_hidden_size(self) -> None:
         """Raise ValueError unless whole batches of copies make up a token's row."""
@@ -129,11 +129,11 @@ class GatheredTokens:
     @property
     def scale_box(self) -> int:
         """Tokens whose scales TMA loads at once."""
-        return self.config.tokens
+        return self.config.block_m
 
     def slot_states(self):
         """Where the warp that loads begins."""
-        return producer_state(self.config.stages)
+        return producer_state(self.config.num_stages)
 
     def gathered(self, act, act_scale, act_rows) -> tuple[cute.Pointer, cute.Pointer]:
         """x and x_scale."""
@@ -245,7 +245,7 @@ class GatheredTokens:
                     token_loads[0:2], token_loads[4:6], up, i // BLOCK_K * blocks, True,
                 )  # fmt: skip
             else:
-                rows, blocks = self.config.weight_rows // BLOCK_K, i // BLOCK_K
+                rows, blocks = self.config.block_n // BLOCK_K, i // BLOCK_K
                 row = tile.expert * (h // BLOCK_K) + tile.n_block * rows
                 upper = operands.w2_scale + row * blocks
                 weights = [weight_boxes.boxes2[None, None, box, tile.expert] for box in boxes]
@@ -265,7 +265,7 @@ class GatheredTokens:
         weight_scale: of the first 128 rows (in GEMM1 the up rows), `to_second` before those of the
         second."""
         ring, shared, row_block = block.ring, block.shared, self.scheduler.row_block
-        n, s = self.config.tokens, self.config.stages
+        n, s = self.config.block_m, self.config.num_stages
         spans = 1 if is_gemm1 else self.config.act_spans
         width = self.geometry.hidden_size if is_gemm1 else self.geometry.intermediate_size
         tma_tokens, tokens = token_load

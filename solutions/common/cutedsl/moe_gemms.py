@@ -211,11 +211,11 @@ class MoeGemms:
         self.threads = 32 * PRODUCER_WARPS + self.consumers.threads
         weight_tiles = (
             geometry.intermediate_size // config.act_columns,
-            geometry.hidden_size // config.weight_rows,
+            geometry.hidden_size // config.block_n,
         )
         panel_columns = tokens.panel_columns or geometry.hidden_size
         self.scheduler = self.Scheduler(
-            geometry.num_local_experts, config, weight_tiles, panel_columns // config.weight_rows,
+            geometry.num_local_experts, config, weight_tiles, panel_columns // config.block_n,
             self.consumers.row_block,
         )  # fmt: skip
         self.combine = self.Combine(geometry, self.scheduler, panel_columns)
@@ -262,7 +262,7 @@ class MoeGemms:
     @cute.jit  # which evaluates the annotations; in other functions they are strings
     def storage(self) -> type:
         """A block's shared memory."""
-        n, s, scale_slots = self.config.tokens, self.config.stages, self.consumers.scale_slots
+        n, s, scale_slots = self.config.block_m, self.config.num_stages, self.consumers.scale_slots
         weight_rows, token_rows = self.consumers.slot_rows
         spans, result_size = self.config.act_spans, self.consumers.result_size
         row_size, own_words = self.tokens.row_size, self.consumers.own_words
@@ -306,7 +306,7 @@ class MoeGemms:
         cluster = self.config.cluster
         return Block(
             shared,
-            Ring(shared.ring.data_ptr(), self.config.stages, cluster),
+            Ring(shared.ring.data_ptr(), self.config.num_stages, cluster),
             TileQueue.of(shared.queue.data_ptr(), shared.tiles.data_ptr(), cluster),
         )
 

@@ -32,7 +32,7 @@ class StreamedTokens:
         self.config = gemms.config
         self.consumers = gemms.consumers
         self.scheduler = gemms.scheduler
-        self.weight_bytes = BLOCK_K * gemms.config.weight_rows  # of a slot
+        self.weight_bytes = BLOCK_K * gemms.config.block_n  # of a slot
         self.roles = (
             Role("weights", 1, reads_queue=True, fills=1, announced=self.weight_bytes,
                  brought=gemms.consumers.weight_bytes),
@@ -73,7 +73,7 @@ class StreamedTokens:
         """Stream the weight boxes of the tiles into the ring; never waits for activations."""
         g = self.geometry
         boxes = self.consumers.weight_boxes(block.shared, loads)
-        state, tile_state = producer_state(self.config.stages), consumer_state(QUEUE_SLOTS)
+        state, tile_state = producer_state(self.config.num_stages), consumer_state(QUEUE_SLOTS)
         tile = next_tile(block.queue, tile_state)
         tile_state.advance()
         while tile.gemm != END:
@@ -114,7 +114,7 @@ class StreamedTokens:
         """Copy token rows and their scales into the ring, GEMM2's once its expert is ready."""
         g = self.geometry
         h, i = g.hidden_size, g.intermediate_size
-        state, tile_state = producer_state(self.config.stages), consumer_state(QUEUE_SLOTS)
+        state, tile_state = producer_state(self.config.num_stages), consumer_state(QUEUE_SLOTS)
         tile = next_tile(block.queue, tile_state)
         tile_state.advance()
         while tile.gemm != END:
@@ -130,7 +130,7 @@ class StreamedTokens:
             else:
                 ready = self.scheduler.expert_counter(operands.counters, tile.expert)
                 self.scheduler.wait_for(ready, self.scheduler.gemm1_count(tile))
-                blocks, rows = i // BLOCK_K, self.config.weight_rows // BLOCK_K
+                blocks, rows = i // BLOCK_K, self.config.block_n // BLOCK_K
                 row = tile.expert * (h // BLOCK_K) + tile.n_block * rows
                 first = operands.w2_scale + row * blocks
                 state = self.load_tile(
@@ -149,7 +149,7 @@ class StreamedTokens:
         """All slots of one tile. tokens [*, width]; scales [width/span, scale_stride]; scale_0,
         scale_1 [width/128]: the two weight scales of a slot."""
         ring, shared = block.ring, block.shared
-        n = self.config.tokens
+        n = self.config.block_m
         threads = 32 * TOKEN_WARPS
         spans = 1 if is_gemm1 else self.config.act_spans
         copy16 = cute.make_copy_atom(

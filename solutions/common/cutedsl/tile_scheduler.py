@@ -226,8 +226,8 @@ class TileScheduler:
             # a pair of tiles must not span two GEMMs
             if not config.paired and count % config.cluster:
                 raise ValueError(
-                    f"weight_rows must give a multiple of {config.cluster} weight tiles, "
-                    f"got {config.weight_rows} for {count}"
+                    f"block_n must give a multiple of {config.cluster} weight tiles, "
+                    f"got {config.block_n} for {count}"
                 )
         panels = weight_tiles[1] // panel_tiles
         if experts > min(32, COUNTERS - 2 - panels):
@@ -247,7 +247,7 @@ class TileScheduler:
         return TileList.load(
             cute.make_tensor(expert_offsets, cute.make_layout(self.experts + 1)),
             self.experts,
-            self.config.tokens,
+            self.config.block_m,
             self.row_block,
             *self.weight_tiles,
             self.panel_tiles,

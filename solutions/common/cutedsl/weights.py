@@ -51,7 +51,7 @@ class WeightTiles:
 
     def box(self) -> tuple[int, tuple, tuple]:
         """Weight rows of a box, and the shape and strides of GEMM1's in shared memory."""
-        rows = self.config.weight_rows // self.config.cluster
+        rows = self.config.block_n // self.config.cluster
         return (
             rows,
             (BLOCK_K, ROWS, 2, rows // (2 * ROWS)),
@@ -60,7 +60,7 @@ class WeightTiles:
 
     def weight_boxes(self, shared, loads: WeightLoads) -> WeightBoxes:
         """See `Consumers`."""
-        boxes, s = self.slot_boxes, self.config.stages
+        boxes, s = self.slot_boxes, self.config.num_stages
         rows, shape1, stride1 = self.box()
         size = BLOCK_K * rows
         slots1 = swizzled_tensor(

@@ -42,7 +42,7 @@ class Epilogue:
         """Bytes of shared memory, for each warpgroup: fp32 maxima [tokens, WARPS] of its warps,
         [tokens] of the tile and [tokens] of the other block; `buffers` times [chunk, 128] bf16 or
         [chunk, 64] e4m3, with 16 bytes between rows."""
-        return 4 * self.config.warpgroups * self.group_words
+        return 4 * self.config.num_warpgroups * self.group_words
 
     def places(self, result, group: Int32) -> tuple[cute.Pointer, ...]:
         """Of a warpgroup: maxima of its warps, of the tile and of the other block; buffers."""

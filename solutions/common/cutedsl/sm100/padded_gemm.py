@@ -57,31 +57,31 @@ BOX_ROWS, BOX_COLUMNS = 32, 64  # of c that a warp stores at once: rows of 128 b
 
 @dataclass(frozen=True)
 class GemmTile:
-    """Tile of one block (128 rows) or two (256). columns: 64, 128 or 256; stages: slots."""
+    """Tile of one block (128 rows of a) or two (256). block_n: 64, 128 or 256 rows of b."""
 
-    blocks: int
-    columns: int
-    stages: int
+    cluster: int
+    block_n: int
+    num_stages: int
 
     def __post_init__(self):
-        if self.blocks not in (1, 2):
-            raise ValueError(f"blocks must be 1 or 2, got {self.blocks}")
-        if self.columns not in (64, 128, 256):
-            raise ValueError(f"columns must be 64, 128 or 256, got {self.columns}")
+        if self.cluster not in (1, 2):
+            raise ValueError(f"cluster must be 1 or 2, got {self.cluster}")
+        if self.block_n not in (64, 128, 256):
+            raise ValueError(f"block_n must be 64, 128 or 256, got {self.block_n}")
 
     @property
-    def rows(self) -> int:
-        return ROWS * self.blocks
+    def block_m(self) -> int:
+        return ROWS * self.cluster
 
     @property
     def own_columns(self) -> int:
         """Columns of b in a block's shared memory."""
-        return self.columns // self.blocks
+        return self.block_n // self.cluster
 
     @property
     def half_columns(self) -> int:
         """Columns that a warpgroup promotes."""
-        return self.columns // HALVES
+        return self.block_n // HALVES
 
     @property
     def box_columns(self) -> int:
@@ -91,15 +91,15 @@ class GemmTile:
     @property
     def sums(self) -> int:
         """Partial sums that tensor memory holds."""
-        return min(4, tmem.COLUMNS // self.columns)
+        return min(4, tmem.COLUMNS // self.block_n)
 
 
 # From the least traffic per product to the most blocks.
 TILES = (
-    GemmTile(blocks=2, columns=256, stages=5),
-    GemmTile(blocks=2, columns=128, stages=7),
-    GemmTile(blocks=1, columns=128, stages=5),
-    GemmTile(blocks=1, columns=64, stages=8),
+    GemmTile(cluster=2, block_n=256, num_stages=5),
+    GemmTile(cluster=2, block_n=128, num_stages=7),
+    GemmTile(cluster=1, block_n=128, num_stages=5),
+    GemmTile(cluster=1, block_n=64, num_stages=8),
 )
 LEAST_BUSY = 0.75  # of the multiprocessors
 
@@ -107,8 +107,8 @@ LEAST_BUSY = 0.75  # of the multiprocessors
 def tile_for(experts: int, max_m: int, n: int, num_sms: int) -> GemmTile:
     """The first tile that keeps most multiprocessors busy; two blocks only beyond 128 rows."""
     for tile in TILES:
-        blocks = tile.blocks * experts * -(-max_m // tile.rows) * -(-n // tile.columns)
-        if (tile.blocks == 1 or max_m > ROWS) and blocks >= LEAST_BUSY * num_sms:
+        blocks = tile.cluster * experts * -(-max_m // tile.block_m) * -(-n // tile.block_n)
+        if (tile.cluster == 1 or max_m > ROWS) and blocks >= LEAST_BUSY * num_sms:
             return tile
     return TILES[-1]
 
@@ -118,7 +118,7 @@ class PaddedGemmKernel:
 
     def __init__(self, tile: GemmTile, num_sms: int):
         self.tile = tile
-        self.clusters = num_sms // tile.blocks
+        self.clusters = num_sms // tile.cluster
 
     def compile(self, *decorators, options: str = ""):
         """Compile for all sizes; the result takes addresses and sizes as plain integers."""
@@ -144,7 +144,7 @@ class PaddedGemmKernel:
             a, a_scale, b, c, experts, max_m, n, k
         )
         # a pair's loads all arrive at its first block's barrier
-        group = tcgen05.CtaGroup.TWO if t.blocks == 2 else tcgen05.CtaGroup.ONE
+        group = tcgen05.CtaGroup.TWO if t.cluster == 2 else tcgen05.CtaGroup.ONE
         load, load_scale = cpasync.CopyBulkTensorTileG2SOp(group), cpasync.CopyBulkTensorTileG2SOp()
         box = (BOX_ROWS, t.box_columns)
         operands = [
@@ -160,14 +160,16 @@ class PaddedGemmKernel:
 
         @cute.struct
         class Shared:
-            slots: cute.struct.MemRange[Int64, 2 * t.stages]
+            slots: cute.struct.MemRange[Int64, 2 * t.num_stages]
             scales: cute.struct.MemRange[Int64, 2 * SCALE_SLOTS]
             sums: cute.struct.MemRange[Int64, 2 * t.sums]
             tmem: cute.struct.MemRange[Int32, 4]
             a_scale: cute.struct.Align[cute.struct.MemRange[Float32, ROWS * SCALE_SLOTS], 128]
-            a: cute.struct.Align[cute.struct.MemRange[Float8E4M3FN, BLOCK * ROWS * t.stages], 1024]
+            a: cute.struct.Align[
+                cute.struct.MemRange[Float8E4M3FN, BLOCK * ROWS * t.num_stages], 1024
+            ]
             b: cute.struct.Align[
-                cute.struct.MemRange[Float8E4M3FN, BLOCK * t.own_columns * t.stages], 1024
+                cute.struct.MemRange[Float8E4M3FN, BLOCK * t.own_columns * t.num_stages], 1024
             ]
             c: cute.struct.Align[
                 cute.struct.MemRange[BFloat16, PROMOTING_WARPS * box[0] * box[1]], 1024
@@ -178,7 +180,7 @@ class PaddedGemmKernel:
         self.kernel(
             *atoms, *tensors, b_scale, offsets, experts, n // BLOCK, k // BLOCK
         ).launch(
-            grid=(self.clusters * t.blocks, 1, 1), cluster=(t.blocks, 1, 1),
+            grid=(self.clusters * t.cluster, 1, 1), cluster=(t.cluster, 1, 1),
             block=(THREADS, 1, 1), min_blocks_per_mp=1, stream=stream,
         )  # fmt: skip
 
@@ -203,18 +205,18 @@ class PaddedGemmKernel:
         thread, _, _ = cute.arch.thread_idx()
         warp = cute.arch.make_warp_uniform(cute.arch.warp_idx())
         shared = SmemAllocator().allocate(self.shared)
-        slots = Ring(shared.slots.data_ptr(), t.stages)
+        slots = Ring(shared.slots.data_ptr(), t.num_stages)
         scales = Ring(shared.scales.data_ptr(), SCALE_SLOTS)
         sums = Ring(shared.sums.data_ptr(), t.sums)
         if thread == 0:
             slots.init(1, 1)
             scales.init(1, PROMOTING_WARPS)
-            sums.init(1, PROMOTING_WARPS * t.blocks)
+            sums.init(1, PROMOTING_WARPS * t.cluster)
             cute.arch.mbarrier_init_fence()
         if warp == 0:
             for atom in (load_a, load_scale, load_b, store_c):
                 cpasync.prefetch_descriptor(atom)
-            tmem.allocate(t.sums * t.columns, shared.tmem.data_ptr(), t.blocks)
+            tmem.allocate(t.sums * t.block_n, shared.tmem.data_ptr(), t.cluster)
         self.sync()
         memory = tmem.allocated(shared.tmem.data_ptr())
         if warp < PROMOTING_WARPS:
@@ -234,12 +236,12 @@ class PaddedGemmKernel:
                 self.multiply(slots, sums, shared, memory, offsets, experts, n_blocks, k_blocks)
         self.sync()  # till then the other block reads and writes here
         if warp == 0:
-            tmem.free(memory, t.sums * t.columns, t.blocks)
+            tmem.free(memory, t.sums * t.block_n, t.cluster)
 
     @cute.jit
     def sync(self):
         """All threads of the tile's blocks wait for each other."""
-        if cutlass.const_expr(self.tile.blocks == 1):
+        if cutlass.const_expr(self.tile.cluster == 1):
             cute.arch.sync_threads()
         else:
             cute.arch.cluster_arrive()
@@ -247,19 +249,19 @@ class PaddedGemmKernel:
 
     def rank(self) -> Int32:
         """Of this block in its pair."""
-        return cute.arch.block_idx()[0] % self.tile.blocks
+        return cute.arch.block_idx()[0] % self.tile.cluster
 
     def tile_list(self, offsets, experts, n_blocks) -> TileList:
         """Every role has its own: no register holds it while the roles part."""
         t = self.tile
         # the list's second GEMM is not wanted: its first tile ends the walk
         return TileList.load(
-            cute.make_tensor(offsets, cute.make_layout(MAX_EXPERTS + 1)), experts, t.rows,
-            ROWS, cute.ceil_div(n_blocks * BLOCK, t.columns), 1, 1,
+            cute.make_tensor(offsets, cute.make_layout(MAX_EXPERTS + 1)), experts, t.block_m,
+            ROWS, cute.ceil_div(n_blocks * BLOCK, t.block_n), 1, 1,
         )  # fmt: skip
 
     def first_tile(self) -> Int32:
-        return cute.arch.block_idx()[0] // self.tile.blocks
+        return cute.arch.block_idx()[0] // self.tile.cluster
 
     def first_row(self, tile: Tile, offsets) -> Int32:
         """First row of this block's part of the tile within the expert."""
@@ -275,8 +277,8 @@ class PaddedGemmKernel:
     ):  # fmt: skip
         """Keep the rings filled with the slots of this block's tiles."""
         t = self.tile
-        smem_a = shared.a.get_tensor(slot_layout(ROWS, t.stages), swizzle=swizzle(8))
-        smem_b = shared.b.get_tensor(slot_layout(t.own_columns, t.stages), swizzle=swizzle(8))
+        smem_a = shared.a.get_tensor(slot_layout(ROWS, t.num_stages), swizzle=swizzle(8))
+        smem_b = shared.b.get_tensor(slot_layout(t.own_columns, t.num_stages), swizzle=swizzle(8))
         smem_scale = shared.a_scale.get_tensor(cute.make_layout((ROWS, SCALE_SLOTS)))
         # (box, row tile, column block, expert); for the scales (box, row tile, expert, block)
         gmem_a = cute.local_tile(a, (ROWS, BLOCK), (None, None, None))
@@ -285,20 +287,20 @@ class PaddedGemmKernel:
         to_a, from_a = partition(load_a, smem_a, gmem_a, 2)
         to_b, from_b = partition(load_b, smem_b, gmem_b, 2)
         to_scale, from_scale = partition(load_scale, smem_scale, gmem_scale, 1)
-        slot, scale_slot = producer_state(t.stages), producer_state(SCALE_SLOTS)
+        slot, scale_slot = producer_state(t.num_stages), producer_state(SCALE_SLOTS)
         tiles = self.tile_list(offsets, experts, n_blocks)
         index = self.first_tile()
         tile = tiles.tile(index)
         while tile.gemm == GEMM1:
             row = self.first_row(tile, offsets) // ROWS
-            column = tile.n_block * t.blocks + self.rank()
+            column = tile.n_block * t.cluster + self.rank()
             for k in cutlass.range(k_blocks, unroll=1):
                 slots.wait_empty(slot)
                 barrier = slots.full_barrier(slot)
                 if self.rank() == 0:
                     with cute.arch.elect_one():
                         cute.arch.mbarrier_arrive_and_expect_tx(
-                            barrier, t.blocks * BLOCK * (ROWS + t.own_columns)
+                            barrier, t.cluster * BLOCK * (ROWS + t.own_columns)
                         )
                 cute.copy(
                     load_b, from_b[None, column, k, tile.expert], to_b[None, slot.index],
@@ -329,8 +331,8 @@ class PaddedGemmKernel:
     ):
         """A partial sum for each slot, in the tensor memory of both blocks of a pair."""
         t = self.tile
-        instruction = umma.instruction(t.rows, Int32(t.columns))
-        slot, sum_ = consumer_state(t.stages), producer_state(t.sums)
+        instruction = umma.instruction(t.block_m, Int32(t.block_n))
+        slot, sum_ = consumer_state(t.num_stages), producer_state(t.sums)
         tiles = self.tile_list(offsets, experts, n_blocks)
         index = self.first_tile()
         tile = tiles.tile(index)
@@ -341,13 +343,13 @@ class PaddedGemmKernel:
                 tmem.after_wait()
                 with cute.arch.elect_one():
                     umma.multiply(
-                        Int32((memory + sum_.index * t.columns).toint()),
+                        Int32((memory + sum_.index * t.block_n).toint()),
                         umma.operand(shared.a.data_ptr() + slot.index * (ROWS * BLOCK)),
                         umma.operand(shared.b.data_ptr() + slot.index * (t.own_columns * BLOCK)),
-                        instruction, t.blocks,
+                        instruction, t.cluster,
                     )  # fmt: skip
-                    umma.commit(slots.empty_barrier(slot), t.blocks)
-                    umma.commit(sums.full_barrier(sum_), t.blocks)
+                    umma.commit(slots.empty_barrier(slot), t.cluster)
+                    umma.commit(sums.full_barrier(sum_), t.cluster)
                 slot.advance()
                 sum_.advance()
             index += self.clusters
@@ -369,7 +371,7 @@ class PaddedGemmKernel:
         index = self.first_tile()
         tile = tiles.tile(index)
         while tile.gemm == GEMM1:
-            column = tile.n_block * t.columns + half * t.half_columns
+            column = tile.n_block * t.block_n + half * t.half_columns
             block = cutlass.min(column // BLOCK, n_blocks - 1)
             scale = b_scale + (tile.expert * n_blocks + block) * k_blocks
             next_scale = scale[0]
@@ -385,7 +387,7 @@ class PaddedGemmKernel:
                 sums.wait_full(sum_)
                 tmem.after_wait()
                 self.add(
-                    sums, sum_, memory + sum_.index * t.columns + half * t.half_columns, final,
+                    sums, sum_, memory + sum_.index * t.block_n + half * t.half_columns, final,
                     row_scale * column_scale,
                 )  # fmt: skip
                 scale_slot.advance()
@@ -422,7 +424,7 @@ class PaddedGemmKernel:
         """The warp is done with the slot, of a ring in the given block of the pair."""
         cute.arch.sync_warp()
         with cute.arch.elect_one():
-            if cutlass.const_expr(self.tile.blocks == 1):
+            if cutlass.const_expr(self.tile.cluster == 1):
                 ring.arrive_empty(state)
             else:
                 ring.arrive_empty(state, block)

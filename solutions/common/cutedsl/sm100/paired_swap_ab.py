@@ -77,10 +77,10 @@ class PairedTokens(GatheredTokens):
     def __init__(self, gemms: MoeGemms):
         super().__init__(gemms)
         # of both blocks; what is said of slots with all tokens holds for the others
-        expected = self.slot_bytes(gemms.config.tokens // 2 // TOKEN_BOX, 0)
+        expected = self.slot_bytes(gemms.config.block_m // 2 // TOKEN_BOX, 0)
         self.roles = (
             Role("slots", 1, reads_queue=True, fills=1, announced=expected,
-                 brought=gemms.consumers.weight_bytes + BLOCK_K * gemms.config.tokens),
+                 brought=gemms.consumers.weight_bytes + BLOCK_K * gemms.config.block_m),
             Role("gather", self.gathering_warps),
             Role("multiplication", 1, reads_queue=True, releases=1),
         )  # fmt: skip
@@ -106,7 +106,7 @@ class PairedTokens(GatheredTokens):
 
     def slot_states(self) -> tuple:
         """Where the warp that loads begins: with the slots and with those of the scales."""
-        return producer_state(self.config.stages), producer_state(SCALE_SLOTS)
+        return producer_state(self.config.num_stages), producer_state(SCALE_SLOTS)
 
     @cute.jit
     def produce(
@@ -128,7 +128,7 @@ class PairedTokens(GatheredTokens):
         """All slots of one tile, as far as this block has them. weights: a [box, column block] for
         either block's rows; weight_scale: of the first 128 rows (in GEMM1 the up rows), `to_second`
         before those of the second. state: of the slots, then of their scales."""
-        shared, n, s = block.shared, self.config.tokens, self.config.stages
+        shared, n, s = block.shared, self.config.block_m, self.config.num_stages
         slot, scale_slot = state
         width = self.geometry.hidden_size if is_gemm1 else self.geometry.intermediate_size
         rank, scale_ring = block_rank(2), self.consumers.scales_ring(block)

@@ -55,20 +55,20 @@ class SwapAb(WeightTiles):
             geometry, config, 1, lambda: cpasync.CopyBulkTensorTileG2SOp(self.group(config))
         )
         step = 16 * config.cluster  # of N
-        if config.tokens % (step * config.warpgroups) or not step <= config.tokens <= 256:
+        if config.block_m % (step * config.num_warpgroups) or not step <= config.block_m <= 256:
             raise ValueError(
-                f"tokens must be a multiple of {step * config.warpgroups} up to 256, "
-                f"got {config.tokens}"
+                f"block_m must be a multiple of {step * config.num_warpgroups} up to 256, "
+                f"got {config.block_m}"
             )
         if config.cluster > 1 and not config.paired:
             raise ValueError(f"cluster must be 1 if its blocks are no pair, got {config.cluster}")
-        if config.weight_rows != ROWS * config.cluster:
+        if config.block_n != ROWS * config.cluster:
             raise ValueError(
-                f"weight_rows must be {ROWS * config.cluster} for {config.cluster} blocks, "
-                f"got {config.weight_rows}"
+                f"block_n must be {ROWS * config.cluster} for {config.cluster} blocks, "
+                f"got {config.block_n}"
             )
         self.step = step
-        self.promoting_threads = 128 * config.warpgroups
+        self.promoting_threads = 128 * config.num_warpgroups
         self.threads = self.promoting_threads + 128
         # every lane that has read a slot's scales, and the tensor core; whole warpgroups, since
         # registers are shared out as if they were
@@ -79,19 +79,19 @@ class SwapAb(WeightTiles):
             Role("idle", 3),
         )  # fmt: skip
         self.weight_bytes = BLOCK_K * ROWS * config.cluster
-        self.slot_rows = ROWS, config.tokens // config.cluster
-        self.scale_slots = config.stages
-        columns = config.tokens // config.warpgroups
+        self.slot_rows = ROWS, config.block_m // config.cluster
+        self.scale_slots = config.num_stages
+        columns = config.block_m // config.num_warpgroups
         self.chunk = 16
         self.chunks = columns // self.chunk
-        self.sums = min(MOST_SUMS, tmem.COLUMNS // config.tokens)
+        self.sums = min(MOST_SUMS, tmem.COLUMNS // config.block_m)
         self.tmem_columns = 32  # a power of two
-        while self.tmem_columns < self.sums * config.tokens:
+        while self.tmem_columns < self.sums * config.block_m:
             self.tmem_columns *= 2
         self.epilogue = Epilogue(geometry, config, self.chunk, self.chunks)
         self.result_size = self.epilogue.size
         # barriers of the partial sums, tensor memory's address, barriers of the exchange
-        self.own_words = 2 * self.sums + 2 + 2 * config.warpgroups
+        self.own_words = 2 * self.sums + 2 + 2 * config.num_warpgroups
 
     @staticmethod
     def group(config: GemmConfig) -> tcgen05.CtaGroup:
@@ -124,7 +124,7 @@ class SwapAb(WeightTiles):
         """By one thread, with the block's other barriers."""
         self.sums_ring(shared).init(1, self.promoting_threads // 32 * self.config.cluster)
         if self.config.paired:
-            for group in range(self.config.warpgroups):
+            for group in range(self.config.num_warpgroups):
                 self.exchange_ring(shared, group).init(1, 1)
 
     @cute.jit
@@ -166,7 +166,7 @@ class SwapAb(WeightTiles):
     def multiply(self, block: Block, memory: cute.Pointer):
         """By one warp: a partial sum for every span of every slot."""
         g, sums = self.geometry, self.sums_ring(block.shared)
-        slot, sum_ = consumer_state(self.config.stages), producer_state(self.sums)
+        slot, sum_ = consumer_state(self.config.num_stages), producer_state(self.sums)
         tile_state = consumer_state(QUEUE_SLOTS)
         tile = next_tile(block.queue, tile_state)
         tile_state.advance()
@@ -198,7 +198,7 @@ class SwapAb(WeightTiles):
         spans: cutlass.Constexpr, span: cutlass.Constexpr = 0,
     ):  # fmt: skip
         """One of the spans of a slot; after the last one the slot is free."""
-        pair, n = self.config.cluster, self.config.tokens
+        pair, n = self.config.cluster, self.config.block_m
         sums.wait_empty(sum_)
         if cutlass.const_expr(span == 0):
             block.ring.wait_full(slot)
@@ -232,7 +232,7 @@ class SwapAb(WeightTiles):
         tile = next_tile(block.queue, tile_state)
         tile_state.advance()
         while tile.gemm != END:
-            columns = self.tile_columns(tile.rows) // self.config.warpgroups
+            columns = self.tile_columns(tile.rows) // self.config.num_warpgroups
             first = group * columns
             final.fill(0.0)
             if tile.gemm == GEMM1:
@@ -280,7 +280,7 @@ class SwapAb(WeightTiles):
         span: cutlass.Constexpr = 0,
     ):  # fmt: skip
         """final += one partial sum * scales."""
-        shared, sums, n = block.shared, self.sums_ring(block.shared), self.config.tokens
+        shared, sums, n = block.shared, self.sums_ring(block.shared), self.config.block_m
         if cutlass.const_expr(span == 0):
             scales.wait_full(slot)
         scale = shared.weight_scale.data_ptr() + slot.index * 2

@@ -27,17 +27,17 @@ class WgmmaConsumers(WeightTiles):
     row_block = 64  # rows that wgmma multiplies at least, with tokens on its M side
 
     def __init__(self, geometry: Geometry, config: GemmConfig):
-        if config.warpgroups not in (1, 2):
-            raise ValueError(f"warpgroups must be 1 or 2, got {config.warpgroups}")
+        if config.num_warpgroups not in (1, 2):
+            raise ValueError(f"num_warpgroups must be 1 or 2, got {config.num_warpgroups}")
         if config.cluster == 1:
             load = cpasync.CopyBulkTensorTileG2SOp
         else:
             load = cpasync.CopyBulkTensorTileG2SMulticastOp
         super().__init__(geometry, config, config.cluster, load)
-        self.threads = 128 * config.warpgroups
-        self.slot_rows = config.weight_rows, config.tokens
-        self.scale_slots = config.stages
-        self.registers = REGISTERS if config.warpgroups == 2 else None
+        self.threads = 128 * config.num_warpgroups
+        self.slot_rows = config.block_n, config.block_m
+        self.scale_slots = config.num_stages
+        self.registers = REGISTERS if config.num_warpgroups == 2 else None
         warps = self.threads // 32
         # all lanes release in their own block, one of each warp in the other blocks
         self.roles = (
@@ -54,7 +54,7 @@ class WgmmaConsumers(WeightTiles):
         """wgmma for 32 columns of K, the warpgroups next to each other along M."""
         return make_trivial_tiled_mma(
             Float8E4M3FN, Float8E4M3FN, OperandMajorMode.K, OperandMajorMode.K, Float32,
-            (self.config.warpgroups, 1, 1), self.mma_shape,
+            (self.config.num_warpgroups, 1, 1), self.mma_shape,
         )  # fmt: skip
 
     def init_barriers(self, shared) -> None:

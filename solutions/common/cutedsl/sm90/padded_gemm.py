@@ -52,27 +52,27 @@ CONSUMER_REGISTERS = 232
 
 @dataclass(frozen=True)
 class GemmTile:
-    """Tile of a block. rows: 64 or 128; columns: 64, 128 or 256; stages: pipeline slots."""
+    """Tile of a block. block_m: 64 or 128 rows of a; block_n: 64, 128 or 256 of b."""
 
-    rows: int
-    columns: int
-    stages: int
+    block_m: int
+    block_n: int
+    num_stages: int
 
     def __post_init__(self):
-        if self.rows not in (64, 128):
-            raise ValueError(f"rows must be 64 or 128, got {self.rows}")
-        if self.columns not in (64, 128, 256):
-            raise ValueError(f"columns must be 64, 128 or 256, got {self.columns}")
+        if self.block_m not in (64, 128):
+            raise ValueError(f"block_m must be 64 or 128, got {self.block_m}")
+        if self.block_n not in (64, 128, 256):
+            raise ValueError(f"block_n must be 64, 128 or 256, got {self.block_n}")
 
     @property
     def row_warpgroups(self) -> int:
         """Warpgroups on top of each other; the others are side by side."""
-        return self.rows // WARPGROUP_ROWS
+        return self.block_m // WARPGROUP_ROWS
 
     @property
     def warpgroup_columns(self) -> int:
         """Columns of a warpgroup."""
-        return self.columns * self.row_warpgroups // CONSUMERS
+        return self.block_n * self.row_warpgroups // CONSUMERS
 
     @property
     def mma_columns(self) -> int:
@@ -92,10 +92,10 @@ class GemmTile:
 
 # From the least traffic per product to the most blocks.
 TILES = (
-    GemmTile(rows=128, columns=256, stages=4),
-    GemmTile(rows=128, columns=128, stages=5),
-    GemmTile(rows=64, columns=128, stages=8),
-    GemmTile(rows=64, columns=64, stages=12),
+    GemmTile(block_m=128, block_n=256, num_stages=4),
+    GemmTile(block_m=128, block_n=128, num_stages=5),
+    GemmTile(block_m=64, block_n=128, num_stages=8),
+    GemmTile(block_m=64, block_n=64, num_stages=12),
 )
 LEAST_BUSY = 0.75  # of the multiprocessors
 
@@ -103,7 +103,7 @@ LEAST_BUSY = 0.75  # of the multiprocessors
 def tile_for(experts: int, max_m: int, n: int, num_sms: int) -> GemmTile:
     """The first tile that keeps most multiprocessors busy; 128 rows only if 64 are too few."""
     for tile in TILES:
-        blocks = experts * -(-max_m // tile.rows) * -(-n // tile.columns)
+        blocks = experts * -(-max_m // tile.block_m) * -(-n // tile.block_n)
         if (tile.row_warpgroups == 1 or max_m > WARPGROUP_ROWS) and blocks >= LEAST_BUSY * num_sms:
             return tile
     return TILES[-1]
@@ -150,11 +150,13 @@ class PaddedGemmKernel:
         load, store = cpasync.CopyBulkTensorTileG2SOp(), cpasync.CopyBulkTensorTileS2GOp()
         operands = [
             cpasync.make_tiled_tma_atom(
-                load, a_tensor, swizzled(t.rows, BLOCK, 8), (t.rows, BLOCK)
+                load, a_tensor, swizzled(t.block_m, BLOCK, 8), (t.block_m, BLOCK)
             ),
-            cpasync.make_tiled_tma_atom(load, scale_tensor, cute.make_layout(t.rows), (t.rows,)),
             cpasync.make_tiled_tma_atom(
-                load, b_tensor, swizzled(t.columns, BLOCK, 8), (t.columns, BLOCK)
+                load, scale_tensor, cute.make_layout(t.block_m), (t.block_m,)
+            ),
+            cpasync.make_tiled_tma_atom(
+                load, b_tensor, swizzled(t.block_n, BLOCK, 8), (t.block_n, BLOCK)
             ),
             cpasync.make_tiled_tma_atom(
                 store,
@@ -167,13 +169,13 @@ class PaddedGemmKernel:
 
         @cute.struct
         class Shared:
-            ring: cute.struct.MemRange[Int64, 2 * t.stages]
-            a_scale: cute.struct.Align[cute.struct.MemRange[Float32, t.rows * t.stages], 128]
+            ring: cute.struct.MemRange[Int64, 2 * t.num_stages]
+            a_scale: cute.struct.Align[cute.struct.MemRange[Float32, t.block_m * t.num_stages], 128]
             a: cute.struct.Align[
-                cute.struct.MemRange[Float8E4M3FN, BLOCK * t.rows * t.stages], 1024
+                cute.struct.MemRange[Float8E4M3FN, BLOCK * t.block_m * t.num_stages], 1024
             ]
             b: cute.struct.Align[
-                cute.struct.MemRange[Float8E4M3FN, BLOCK * t.columns * t.stages], 1024
+                cute.struct.MemRange[Float8E4M3FN, BLOCK * t.block_n * t.num_stages], 1024
             ]
             c: cute.struct.Align[cute.struct.MemRange[BFloat16, c_size], 1024]
 
@@ -207,7 +209,7 @@ class PaddedGemmKernel:
         thread, _, _ = cute.arch.thread_idx()
         warp = cute.arch.make_warp_uniform(cute.arch.warp_idx())
         shared = SmemAllocator().allocate(self.shared)
-        ring = Ring(shared.ring.data_ptr(), t.stages)
+        ring = Ring(shared.ring.data_ptr(), t.num_stages)
         if thread == 0:
             ring.init(1, 4 * CONSUMERS)
             cute.arch.mbarrier_init_fence()
@@ -217,8 +219,8 @@ class PaddedGemmKernel:
         cute.arch.sync_threads()
         # the list's second GEMM is not wanted: its first tile ends the walk
         tiles = TileList.load(
-            cute.make_tensor(offsets, cute.make_layout(MAX_EXPERTS + 1)), experts, t.rows,
-            WARPGROUP_ROWS, cute.ceil_div(n_blocks * BLOCK, t.columns), 1, 1,
+            cute.make_tensor(offsets, cute.make_layout(MAX_EXPERTS + 1)), experts, t.block_m,
+            WARPGROUP_ROWS, cute.ceil_div(n_blocks * BLOCK, t.block_n), 1, 1,
         )  # fmt: skip
         if warp < 4:
             cute.arch.setmaxregister_decrease(PRODUCER_REGISTERS)
@@ -241,27 +243,27 @@ class PaddedGemmKernel:
     ):  # fmt: skip
         """Keep the ring filled with the slots of this block's tiles."""
         t = self.tile
-        smem_a = shared.a.get_tensor(slot_layout(t.rows, t.stages), swizzle=swizzle(8))
-        smem_b = shared.b.get_tensor(slot_layout(t.columns, t.stages), swizzle=swizzle(8))
-        smem_scale = shared.a_scale.get_tensor(cute.make_layout((t.rows, t.stages)))
+        smem_a = shared.a.get_tensor(slot_layout(t.block_m, t.num_stages), swizzle=swizzle(8))
+        smem_b = shared.b.get_tensor(slot_layout(t.block_n, t.num_stages), swizzle=swizzle(8))
+        smem_scale = shared.a_scale.get_tensor(cute.make_layout((t.block_m, t.num_stages)))
         # (box, row tile, column block, expert); for the scales (box, row tile, expert, block)
-        gmem_a = cute.local_tile(a, (t.rows, BLOCK), (None, None, None))
-        gmem_b = cute.local_tile(b, (t.columns, BLOCK), (None, None, None))
-        gmem_scale = cute.local_tile(a_scale, (t.rows,), (None, None, None))
+        gmem_a = cute.local_tile(a, (t.block_m, BLOCK), (None, None, None))
+        gmem_b = cute.local_tile(b, (t.block_n, BLOCK), (None, None, None))
+        gmem_scale = cute.local_tile(a_scale, (t.block_m,), (None, None, None))
         to_a, from_a = partition(load_a, smem_a, gmem_a, 2)
         to_b, from_b = partition(load_b, smem_b, gmem_b, 2)
         to_scale, from_scale = partition(load_scale, smem_scale, gmem_scale, 1)
-        state = producer_state(t.stages)
+        state = producer_state(t.num_stages)
         index, _, _ = cute.arch.block_idx()
         tile = tiles.tile(index)
         while tile.gemm == GEMM1:
-            row = self.first_row(tile, offsets) // t.rows
+            row = self.first_row(tile, offsets) // t.block_m
             for k in cutlass.range(k_blocks, unroll=1):
                 ring.wait_empty(state)
                 barrier = ring.full_barrier(state)
                 with cute.arch.elect_one():
                     cute.arch.mbarrier_arrive_and_expect_tx(
-                        barrier, BLOCK * (t.rows + t.columns) + 4 * t.rows
+                        barrier, BLOCK * (t.block_m + t.block_n) + 4 * t.block_m
                     )
                 slot = (None, state.index)
                 cute.copy(
@@ -291,25 +293,25 @@ class PaddedGemmKernel:
     ):  # fmt: skip
         """Multiply, promote and store every tile."""
         t = self.tile
-        smem_a = shared.a.get_tensor(slot_layout(t.rows, t.stages), swizzle=swizzle(8))
+        smem_a = shared.a.get_tensor(slot_layout(t.block_m, t.num_stages), swizzle=swizzle(8))
         # one after the other, the parts of all slots that are multiplied at once
         width = t.mma_columns * CONSUMERS // t.row_warpgroups
         smem_b = shared.b.get_tensor(
-            slot_layout(width, t.columns // width * t.stages), swizzle=swizzle(8)
+            slot_layout(width, t.block_n // width * t.num_stages), swizzle=swizzle(8)
         )
         group = cute.arch.make_warp_uniform(thread // 128)
         slice_ = tiled_mma.get_slice(group * 128)
         a = tiled_mma.make_fragment_A(slice_.partition_A(smem_a))
         b = tiled_mma.make_fragment_B(slice_.partition_B(smem_b))
-        final = cute.make_rmem_tensor(tiled_mma.partition_shape_C((t.rows, t.columns)), Float32)
+        final = cute.make_rmem_tensor(tiled_mma.partition_shape_C((t.block_m, t.block_n)), Float32)
         # own: of the warpgroup within the tile
         own_row = group % t.row_warpgroups * WARPGROUP_ROWS
         own_column = group // t.row_warpgroups * t.warpgroup_columns
-        state = consumer_state(t.stages)
+        state = consumer_state(t.num_stages)
         index, _, _ = cute.arch.block_idx()
         tile = tiles.tile(index)
         while tile.gemm == GEMM1:
-            column = tile.n_block * t.columns + own_column
+            column = tile.n_block * t.block_n + own_column
             if own_row < tile.rows and column < n_blocks * BLOCK:
                 scales = []
                 for part in cutlass.range_constexpr(cute.size(final, mode=[2])):
@@ -343,7 +345,7 @@ class PaddedGemmKernel:
         for k in cutlass.range(k_blocks, unroll=1):
             b_scale = [scales[k] for scales in b_scales]
             ring.wait_full(state)
-            smem_scale = shared.a_scale.data_ptr() + state.index * t.rows + row
+            smem_scale = shared.a_scale.data_ptr() + state.index * t.block_m + row
             a_scale = [smem_scale[8 * i] for i in range(2)]
             for part in cutlass.range_constexpr(parts):
                 warpgroup.fence()

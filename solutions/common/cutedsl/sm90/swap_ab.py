@@ -40,11 +40,11 @@ class SwapAb(WgmmaConsumers):
 
     def __init__(self, geometry: Geometry, config: GemmConfig):
         super().__init__(geometry, config)
-        if config.tokens % 8 or not 16 <= config.tokens <= 128:
-            raise ValueError(f"tokens must be a multiple of 8 in 16..128, got {config.tokens}")
-        if config.weight_rows > 128 * config.warpgroups:
+        if config.block_m % 8 or not 16 <= config.block_m <= 128:
+            raise ValueError(f"block_m must be a multiple of 8 in 16..128, got {config.block_m}")
+        if config.block_n > 128 * config.num_warpgroups:
             raise ValueError(
-                f"weight_rows must be 128 with swap_ab and one warpgroup, got {config.weight_rows}"
+                f"block_n must be 128 with swap_ab and one warpgroup, got {config.block_n}"
             )
         self.epilogue = SwapAbEpilogue(geometry, config, self.threads)
         self.result_size = self.epilogue.size
@@ -52,7 +52,7 @@ class SwapAb(WgmmaConsumers):
     @property
     def mma_shape(self) -> tuple[int, int]:
         """64 weight rows by all tokens."""
-        return 64, self.config.tokens
+        return 64, self.config.block_m
 
     @cute.jit
     def prefetch_weights(self, shared, loads: WeightLoads, weight_tiles: int, num_tokens):
@@ -69,7 +69,7 @@ class SwapAb(WgmmaConsumers):
     @cute.jit
     def consume(self, block: Block, thread: Int32, tiled_mma, operands: GemmOperands):
         """Multiply, promote, and write every tile's result."""
-        g, n, r, s = self.geometry, self.config.tokens, self.config.weight_rows, self.config.stages
+        g, n, r, s = self.geometry, self.config.block_m, self.config.block_n, self.config.num_stages
         weights = swizzled_tensor(  # halves of all slots in a row
             block.shared.weights, (BLOCK_K, BLOCK_K, r // BLOCK_K * s),
             (BLOCK_K, 1, BLOCK_K * BLOCK_K),
@@ -113,7 +113,7 @@ class SwapAb(WgmmaConsumers):
         turns: one is multiplied while the other is scaled and added to `final`.
         """
         spans = 1 if is_gemm1 else self.config.act_spans
-        halves = self.config.weight_rows // BLOCK_K
+        halves = self.config.block_n // BLOCK_K
         atoms = cute.size(final, mode=[1]) // halves
         parts = [cute.make_rmem_tensor((final.shape[0], atoms, 1), Float32) for _ in range(2)]
         chain = partial(self.start_chain, block.ring, tiled_mma, a, b, spans)
@@ -135,7 +135,7 @@ class SwapAb(WgmmaConsumers):
     ):  # fmt: skip
         """Start part = chain `number` of the slot: one span's columns of 128 weight rows; returns
         the state of the next chain."""
-        halves = self.config.weight_rows // BLOCK_K
+        halves = self.config.block_n // BLOCK_K
         half, span = number // spans, number % spans
         if cutlass.const_expr(number == 0):
             ring.wait_full(state)
@@ -162,7 +162,7 @@ class SwapAb(WgmmaConsumers):
     ):  # fmt: skip
         """Wait for all but `in_flight` chains, then final += part * scales; after the slot's last
         chain release the slot."""
-        n, halves = self.config.tokens, self.config.weight_rows // BLOCK_K
+        n, halves = self.config.block_m, self.config.block_n // BLOCK_K
         half, span = number // spans, number % spans
         weight_scale = block.shared.weight_scale.data_ptr() + state.index * 2
         lo, hi = weight_scale[0 if is_gemm1 else half], weight_scale[1]

@@ -38,10 +38,10 @@ class TokensOnM(WgmmaConsumers):
 
     def __init__(self, geometry: Geometry, config: GemmConfig):
         super().__init__(geometry, config)
-        if config.tokens != self.row_block * config.warpgroups:
+        if config.block_m != self.row_block * config.num_warpgroups:
             raise ValueError(
-                f"tokens must be {self.row_block} per warpgroup without swap_ab, "
-                f"got {config.tokens} for {config.warpgroups}"
+                f"block_m must be {self.row_block} per warpgroup without swap_ab, "
+                f"got {config.block_m} for {config.num_warpgroups}"
             )
         self.result_size = self.threads // 32 * WARP_ROWS * ROW_PITCH
 
@@ -53,7 +53,7 @@ class TokensOnM(WgmmaConsumers):
     @cute.jit
     def consume(self, block: Block, thread: Int32, tiled_mma, operands: GemmOperands):
         """Multiply, promote, and write every tile's result."""
-        g, n, r, s = self.geometry, self.config.tokens, self.config.weight_rows, self.config.stages
+        g, n, r, s = self.geometry, self.config.block_m, self.config.block_n, self.config.num_stages
         tokens = swizzled_tensor(block.shared.tokens, (n, BLOCK_K, s), (BLOCK_K, 1, n * BLOCK_K))
         weights = swizzled_tensor(  # halves of all slots in a row
             block.shared.weights, (BLOCK_K, BLOCK_K, r // BLOCK_K * s),
@@ -108,10 +108,10 @@ class TokensOnM(WgmmaConsumers):
     ):  # fmt: skip
         """The main loop: final = sum over the tile's slots of (tokens @ weights^T) * scales."""
         ring, shared = block.ring, block.shared
-        n, spans = self.config.tokens, 1 if is_gemm1 else self.config.act_spans
+        n, spans = self.config.block_m, 1 if is_gemm1 else self.config.act_spans
         k_atoms = BLOCK_K // 32 // spans
         part = cute.make_rmem_tensor((*final.shape[:2], 1), Float32)
-        halves = self.config.weight_rows // BLOCK_K
+        halves = self.config.block_n // BLOCK_K
         row = warp * WARP_ROWS + cute.arch.lane_idx() // 4
         final.fill(0.0)
         for _ in cutlass.range(blocks, unroll=1):
@@ -156,7 +156,7 @@ class TokensOnM(WgmmaConsumers):
         width = self.config.act_columns
         lane = cute.arch.lane_idx()
         row = warp * WARP_ROWS + lane // 4
-        halves = self.config.weight_rows // BLOCK_K
+        halves = self.config.block_n // BLOCK_K
         result = cute.recast_ptr(result, dtype=Float8E4M3FN)
         for i in cutlass.range_constexpr(2):
             values = cute.make_rmem_tensor((2, BLOCK_K // 16, halves), Float32)
@@ -185,14 +185,14 @@ class TokensOnM(WgmmaConsumers):
         cute.arch.sync_warp()
         i = self.geometry.intermediate_size
         target = operands.act + Int64(tile.padded_row) * i + tile.n_block * width
-        rows = Int32(self.config.tokens)  # with the padding of the warpgroup's block
+        rows = Int32(self.config.block_m)  # with the padding of the warpgroup's block
         self.store_rows(result, warp, rows, target, i, width)
         cute.arch.fence_proxy("async.global")  # TMA will read the rows
 
     @cute.jit
     def write_rows(self, result, warp: Int32, tile: Tile, final, operands: GemmOperands):
         """GEMM2's epilogue: the tile's columns of every row of y, times its weight, in bf16."""
-        h, r = self.geometry.hidden_size, self.config.weight_rows
+        h, r = self.geometry.hidden_size, self.config.block_n
         lane = cute.arch.lane_idx()
         row = warp * WARP_ROWS + lane // 4
         columns = ROW_BYTES // 2
