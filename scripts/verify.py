@@ -39,7 +39,7 @@ from bundle.runs.cpu_runner import MEMORY_SHARE, free_memory
 from bundle.runs.harness import make_config, settings_for
 from bundle.runs.jobs import Job
 from bundle.runs.requirements import current_device
-from bundle.runs.selection import keys_of, select_jobs
+from bundle.runs.selection import keys_of, refusals, select_jobs
 from bundle.runs.verification import Plan, make_plan, verify
 from bundle.sandbox.confinement import hide_memory
 from bundle.sandbox.launcher import Launcher
@@ -79,8 +79,9 @@ def plan(options: argparse.Namespace) -> list[Task]:
         options.workloads = default_workloads(dataset)
     where = "cuda:0" if device.is_cuda else "cpu"
     verifier = Verifier(root, where, options.timeout)
+    refused = partial(refusals, root=root, device=device)
     tasks = []
-    for job in select_jobs(dataset, options, device, console):
+    for job in select_jobs(dataset, options, refused, not device.is_cuda, console):
         for solution in job.solutions:
             name = describe(job.workload.workload)
             tasks.append(Task([(solution.name, name)], partial(verifier.check, job, solution)))

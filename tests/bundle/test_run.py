@@ -19,7 +19,7 @@ from bundle.paths import ROOT
 from bundle.runs import jobs as job_runner
 from bundle.runs import provenance
 from bundle.runs.harness import Runner, benchmark_with
-from bundle.runs.jobs import Job, run_job, split, unfinished
+from bundle.runs.jobs import Job, evaluate, split, unfinished
 from bundle.runs.store import read_traces, store_traces
 from bundle.runs.trials import draw_inputs
 from conftest import HAS_CUDA
@@ -80,6 +80,13 @@ def root(tmp_path):
     return root
 
 
+def run_job(benchmark, job, traces_dir):
+    """Evaluate a job and store its traces, as the script does."""
+    traces = evaluate(benchmark, job)
+    store_traces(traces_dir, job.definition, traces)
+    return traces
+
+
 def jobs_of(dataset) -> list[Job]:
     definition, solutions = dataset.definitions[DEFINITION], dataset.solutions[DEFINITION]
     return [Job(definition, row, solutions) for row in dataset.workloads[DEFINITION]]
@@ -113,7 +120,7 @@ def test_traces_name_harness_bundle_and_driver(root, tmp_path, monkeypatch):
     benchmark = scripted(root, {"one": [passed()], "two": [failed("no")]})
     recorded = provenance.facts() | {"driver": "580.1"}
     monkeypatch.setattr(job_runner, "facts", lambda: recorded)
-    list(run_job(benchmark, jobs_of(dataset)[0], tmp_path))
+    run_job(benchmark, jobs_of(dataset)[0], tmp_path)
     traces = read_traces(tmp_path, dataset.definitions[DEFINITION])
     for trace in traces:
         libs = trace.evaluation.environment.libs
@@ -128,7 +135,7 @@ def test_interrupt_keeps_finished_traces(root, tmp_path):
     benchmark = scripted(root, script)
     with pytest.raises(KeyboardInterrupt):
         for job in jobs_of(dataset):
-            list(run_job(benchmark, job, tmp_path))
+            run_job(benchmark, job, tmp_path)
     assert stored(tmp_path, dataset) == {("one", "workload-3"): 1.0, ("two", "workload-3"): 1.0}
     left = unfinished(jobs_of(dataset), tmp_path, this_hardware())
     assert [job.workload.workload.uuid for job in left] == ["workload-8"]
@@ -139,14 +146,14 @@ def test_resume_skips_what_has_a_trace_failed_or_not(root, tmp_path):
     script = {"one": [passed()], "two": [failed("no")]}
     benchmark = scripted(root, script)
     first, second = split(jobs_of(dataset))[:2]
-    list(run_job(benchmark, first, tmp_path))
+    run_job(benchmark, first, tmp_path)
     left = [(j.workload.workload.uuid, j.solutions[0].name) for j in split(jobs_of(dataset))][1:]
     assert [
         (job.workload.workload.uuid, solution.name)
         for job in unfinished(jobs_of(dataset), tmp_path, this_hardware())
         for solution in job.solutions
     ] == left
-    list(run_job(benchmark, second, tmp_path))
+    run_job(benchmark, second, tmp_path)
     assert len(unfinished(jobs_of(dataset), tmp_path, this_hardware())) == 1
 
 
@@ -155,11 +162,11 @@ def test_new_trace_replaces_old_one_only_when_finished(root, tmp_path):
     script = {"one": [passed(1.0), KeyboardInterrupt(), passed(3.0)], "two": []}
     benchmark = scripted(root, script)
     job = split(jobs_of(dataset))[0]
-    list(run_job(benchmark, job, tmp_path))
+    run_job(benchmark, job, tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        list(run_job(benchmark, job, tmp_path))
+        run_job(benchmark, job, tmp_path)
     assert stored(tmp_path, dataset) == {("one", "workload-3"): 1.0}
-    list(run_job(benchmark, job, tmp_path))
+    run_job(benchmark, job, tmp_path)
     assert stored(tmp_path, dataset) == {("one", "workload-3"): 3.0}
     assert len((tmp_path / TRACES).read_text().splitlines()) == 1
 
@@ -168,7 +175,7 @@ def test_failed_reference_is_no_result(root, tmp_path):
     """The harness swallows this error and goes on: no trace, no status."""
     dataset = load_dataset(root)
     benchmark = scripted(root, {"one": [RuntimeError("reference")], "two": []})
-    assert list(run_job(benchmark, jobs_of(dataset)[0], tmp_path)) == []
+    assert run_job(benchmark, jobs_of(dataset)[0], tmp_path) == []
     assert stored(tmp_path, dataset) == {}
 
 

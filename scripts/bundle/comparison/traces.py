@@ -29,6 +29,7 @@ NOTES = (
     KERNELS,
     "gpu_clocks",
     "gpu_power_limit",
+    "machine",
 )  # what was recorded, not what it was run with
 
 

@@ -26,6 +26,8 @@ from uuid import UUID, uuid5
 import numpy as np
 from safetensors import SafetensorError, deserialize
 
+from ..files import replace_file
+
 if TYPE_CHECKING:
     import torch
 
@@ -421,9 +423,7 @@ def write_blobs(root: Path, rows: Iterable[Row]) -> list[Path]:
             )
         path = root / row.blob
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(".unfinished")
-        unfinished.write_bytes(content)
-        unfinished.replace(path)  # a crash leaves the old file or the new one
+        replace_file(path, content)  # others may be making the same one
         written.append(path)
     return written
 

@@ -1,10 +1,9 @@
-"""Feed the harness's Benchmark job by job, and keep every trace as soon as it is finished.
+"""Feed the harness's Benchmark job by job.
 
 Benchmark.run_all saves traces only after all workloads of a definition. Given one workload at a
 time, an interrupted session loses at most the workload it was in.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from flashinfer_bench.data import Definition, Solution, Trace
 from . import emulation
 from .harness import is_dead_baseline
 from .provenance import facts
-from .store import read_traces, store_traces
+from .store import read_traces
 
 
 @dataclass(frozen=True)
@@ -50,23 +49,20 @@ def unfinished(jobs: list[Job], traces_dir: Path, hardware: str) -> list[Job]:
     return left
 
 
-def run_job(benchmark: Benchmark, job: Job, traces_dir: Path) -> Iterator[Trace]:
-    """Run one job and yield its traces, each already stored; raises StoreError if it cannot be.
+def evaluate(benchmark: Benchmark, job: Job) -> list[Trace]:
+    """Run one job; a solution without a trace was not judged: the reference failed, and the harness
+    has logged why.
 
     The benchmark's trace set need only have a root: what is in it is replaced by the job.
-    A solution without a trace was not judged: the reference failed, and the harness has logged why.
     """
-    victims: list[Trace] = []
     finished: list[Trace] = []
     for trace in _evaluate(benchmark, job):
-        (victims if is_dead_baseline(trace.evaluation) else finished).append(trace)
-    store_traces(traces_dir, job.definition, finished)
-    yield from finished
-    for victim in victims:
-        alone = [solution for solution in job.solutions if solution.name == victim.solution]
-        again = _evaluate(benchmark, replace(job, solutions=alone))
-        store_traces(traces_dir, job.definition, again)
-        yield from again
+        if is_dead_baseline(trace.evaluation):
+            alone = [solution for solution in job.solutions if solution.name == trace.solution]
+            finished += _evaluate(benchmark, replace(job, solutions=alone))
+        else:
+            finished.append(trace)
+    return finished
 
 
 def _evaluate(benchmark: Benchmark, job: Job) -> list[Trace]:

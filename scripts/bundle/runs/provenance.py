@@ -16,6 +16,8 @@ from .harness import harness_version
 HARNESS, BUNDLE, DRIVER = "flashinfer_bench", "bundle", "driver"
 KERNELS = "kernels"
 CLOCKS, POWER_LIMIT = "gpu_clocks", "gpu_power_limit"
+MACHINE = "machine"
+"""Which GPU of which machine, in a run on several."""
 QUERY = ("driver_version", "clocks.max.sm", "clocks.max.mem", "power.limit")
 
 
@@ -32,8 +34,10 @@ def facts() -> dict[str, str]:
 
 
 def _query_gpu() -> list[str]:
-    """The fields of QUERY, of the first GPU."""
-    command = ["nvidia-smi", f"--query-gpu={','.join(QUERY)}", "--format=csv,noheader", "--id=0"]
+    """The fields of QUERY, of the first GPU that is visible here."""
+    gpu = torch.cuda.get_device_properties(0).uuid
+    query = f"--query-gpu={','.join(QUERY)}"
+    command = ["nvidia-smi", query, "--format=csv,noheader", f"--id=GPU-{gpu}"]
     try:
         done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.SubprocessError):

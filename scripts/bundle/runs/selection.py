@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 from flashinfer_bench.data import Solution, Trace, TraceSet
@@ -18,11 +19,17 @@ CPU_WORKLOADS = 2
 
 
 def select_jobs(
-    trace_set: TraceSet, arguments: argparse.Namespace, device: Device, console: Console
+    trace_set: TraceSet,
+    arguments: argparse.Namespace,
+    refused_of: Callable[[list[Solution]], dict[str, str]],
+    on_cpu: bool,
+    console: Console,
 ) -> list[Job]:
-    """One job per selected workload; solutions that cannot run here are listed and left out.
+    """One job per selected workload; solutions that cannot run there are listed and left out.
 
     arguments: with `definitions`, `solutions` and `workloads`, each a list of strings or None.
+    refused_of: which of some solutions cannot run where they would, and why.
+    on_cpu: by default a few workloads only.
     """
     definitions = list(trace_set.definitions.values())
     if arguments.definitions:
@@ -32,13 +39,10 @@ def select_jobs(
     if arguments.solutions:
         check_known("--solutions", arguments.solutions, [s.name for s in solutions])
         solutions = [s for s in solutions if s.name in arguments.solutions]
-    runnable = []
-    for solution in solutions:
-        reason = why_not(requirements_of(solution, trace_set.root), device)
-        if reason is None:
-            runnable.append(solution)
-        else:
-            console.print(f"{solution.name} cannot run here: {escape(reason)}", soft_wrap=True)
+    refused = refused_of(solutions)
+    for name, reason in refused.items():
+        console.print(f"{name} cannot run here: {escape(reason)}", soft_wrap=True)
+    runnable = [solution for solution in solutions if solution.name not in refused]
     if not runnable:
         raise BadInput(f"--solutions: none of {[s.name for s in solutions]} can run here")
 
@@ -48,7 +52,7 @@ def select_jobs(
         wanted = [token for item in arguments.workloads for token in item.split(",")]
         check_known("--workloads", wanted, [key for row in workloads for key in keys_of(row)])
         workloads = [row for row in workloads if keys_of(row) & set(wanted)]
-    elif not device.is_cuda:
+    elif on_cpu:
         workloads = [row for name in served for row in smallest(trace_set.workloads.get(name, []))]
     if not workloads:
         raise BadInput(f"{trace_set.root} has no workloads of {', '.join(served)}")
@@ -79,6 +83,12 @@ def smallest(workloads: list[Trace]) -> list[Trace]:
 def keys_of(row: Trace) -> set[str]:
     """What selects a workload on the command line."""
     return {row.workload.uuid, *map(str, row.workload.axes.values())}
+
+
+def refusals(solutions: list[Solution], root: Path, device: Device) -> dict[str, str]:
+    """Those of a dataset's solutions that cannot run on this machine, and why."""
+    reasons = {s.name: why_not(requirements_of(s, root), device) for s in solutions}
+    return {name: reason for name, reason in reasons.items() if reason is not None}
 
 
 def requirements_of(solution: Solution, root: Path) -> Requires:
