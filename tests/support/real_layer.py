@@ -17,10 +17,11 @@ def real_inputs(
     offset: int = 64,
     spread: float = 0.0,
     geometry: Geometry = DEEPSEEK_V3_EP8,
+    device: str = DEVICE,
 ) -> dict:
     """routing: logits and bias; by default random, the same on every device. spread: of the
     scales' logarithms."""
-    generator = torch.Generator(DEVICE).manual_seed(seq_len)
+    generator = torch.Generator(device).manual_seed(seq_len)
     e, h, i = geometry.num_local_experts, geometry.hidden_size, geometry.intermediate_size
     if routing is None:
         random = torch.Generator().manual_seed(seq_len)
@@ -29,13 +30,13 @@ def real_inputs(
         routing = {"routing_logits": logits, "routing_bias": bias}
 
     def normal(*shape):
-        return torch.randn(shape, generator=generator, device=DEVICE)
+        return torch.randn(shape, generator=generator, device=device)
 
     def scales(*shape):
         return normal(*shape) * torch.exp(spread * normal(*shape))
 
     return {
-        **{name: tensor.to(DEVICE) for name, tensor in routing.items()},
+        **{name: tensor.to(device) for name, tensor in routing.items()},
         "hidden_states": normal(seq_len, h).to(FP8),
         "hidden_states_scale": scales(h // 128, seq_len),
         "gemm1_weights": normal(e, 2 * i, h).to(FP8),

@@ -1,46 +1,90 @@
-"""Calls cutedsl_moe_fp8_v3's kernels in every shipped configuration, and in the one that the device
-chooses; for compute-sanitizer.
+"""Calls kernels of the bundle's in CuTe DSL in one shipped configuration, for compute-sanitizer.
 
-The intermediate size is 256 instead of 2048, because a tool slows the kernels down a thousandfold.
-Prints how many calls gave the same finite output twice.
+Arguments: "layer" and a number of CONFIGS, or "choice" for the one that the device chooses, for
+cutedsl_moe_fp8_v3; "padded" and a number of the architecture's tiles for the GEMM of v1 and v2.
+
+Sizes are small, because a tool slows the kernels down a thousandfold. Inputs are made on the CPU
+and nothing else runs on the device, so no tool needs a filter. Prints how many calls were right.
 """
 
+import sys
 from dataclasses import replace
-from itertools import product
 
+import deepgemm_standin
 import sgl_standin
 import torch
 
-sgl_standin.install()  # for what `layers` imports, as in conftest.py
+sgl_standin.install()
+deepgemm_standin.install()  # for what `layers` imports, as in conftest.py
 
 from layers import routed_to  # noqa: E402
-from real_layer import real_inputs, run_real  # noqa: E402
+from padded_batch import operands  # noqa: E402
+from real_layer import real_inputs  # noqa: E402
 
+from solutions.common.cutedsl.architecture import backend_of  # noqa: E402
 from solutions.common.cutedsl.config import CONFIGS  # noqa: E402
+from solutions.common.cutedsl.padded_gemm import KERNELS, padded_gemm  # noqa: E402
 from solutions.common.geometry import DEEPSEEK_V3_EP8  # noqa: E402
 from solutions.cutedsl_moe_fp8_v3 import main as v3  # noqa: E402
+from solutions.torch_moe import main as torch_moe  # noqa: E402
 
 OFFSET = 64
-SMALL = replace(DEEPSEEK_V3_EP8, intermediate_size=256)
+SMALL = replace(DEEPSEEK_V3_EP8, hidden_size=1024, intermediate_size=256)
 # few rows per expert; and one expert with three token tiles of 128 rows: pairs of both kinds
 ROUTINGS = {24: None, 300: [70]}
+REPEATS = 2
+K, ROWS = 384, [64, 0, 65, 3, 129]  # of the padded batch
+TOLERANCE, GEMM_TOLERANCE = 0.04, 4e-3
+
+
+def on_device(values: dict) -> list:
+    return [value.cuda() if isinstance(value, torch.Tensor) else value for value in values.values()]
+
+
+def check(actual: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
+    """Both on the CPU, where the device's kernels are not in the way of a tool."""
+    error = (actual.double() - expected.double()).norm() / expected.double().norm()
+    assert error < tolerance, f"relative error {error}"
+
+
+def call_layer(config) -> int:
+    for num_tokens, experts in ROUTINGS.items():
+        routing = experts and routed_to(experts, num_tokens, DEEPSEEK_V3_EP8, OFFSET)
+        given = real_inputs(num_tokens, routing, OFFSET, geometry=SMALL, device="cpu")
+        nan = torch.full((num_tokens, SMALL.hidden_size), torch.nan, dtype=torch.bfloat16)
+        expected = nan.clone()
+        torch_moe.moe(SMALL, tuple(given.values()), expected)
+        inputs, results = on_device(given), []
+        for _ in range(REPEATS):
+            output = nan.cuda()
+            v3.moe(SMALL, inputs, output, config)
+            results.append(output.cpu())
+        check(results[0], expected, TOLERANCE)
+        assert all(torch.equal(results[0], result) for result in results)
+    return REPEATS * len(ROUTINGS)
+
+
+def call_padded_gemm(tile) -> int:
+    a, a_scale, b, b_scale = operands(K, ROWS, padding_is_nan=False)
+    ends = torch.tensor([0, *ROWS], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    on_gpu = [tensor.cuda() for tensor in (a, a_scale, b, b_scale, ends)]
+    for _ in range(REPEATS):
+        c = padded_gemm(*on_gpu, tile)
+        for expert, rows in enumerate(ROWS):
+            if rows:
+                x = torch_moe.dequantize(a[expert, :rows], a_scale[:, expert, :rows].t(), 128)
+                w = torch_moe.dequantize(b[expert], b_scale[expert], 128)
+                check(c[expert, :rows].cpu(), x.double() @ w.double().t(), GEMM_TOLERANCE)
+    return REPEATS
 
 
 def main():
-    done = 0
-    for config, (num_tokens, experts) in product((*CONFIGS, None), ROUTINGS.items()):
-        routing = experts and routed_to(experts, num_tokens, DEEPSEEK_V3_EP8, OFFSET)
-        arguments = real_inputs(num_tokens, routing, OFFSET, geometry=SMALL)
-
-        def run(*arguments, config=config):
-            *inputs, output = arguments
-            v3.moe(SMALL, inputs, output, config)
-
-        first, second = (run_real(run, arguments) for _ in range(2))
-        assert torch.isfinite(first).all(), (config, num_tokens)
-        assert torch.equal(first, second), (config, num_tokens)
-        done += 1
-    print(f"{done} calls")
+    kind, number = sys.argv[1], sys.argv[2]
+    if kind == "padded":
+        done = call_padded_gemm(KERNELS[backend_of(torch.device("cuda", 0))].TILES[int(number)])
+    else:
+        done = call_layer(None if number == "choice" else CONFIGS[int(number)])
+    print(f"{done} calls right")
 
 
 if __name__ == "__main__":
