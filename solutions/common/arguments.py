@@ -133,6 +133,20 @@ def require_cuda(device: torch.device) -> None:
         raise ValueError(f"routing_logits: expected a tensor on a CUDA device, got one on {device}")
 
 
+def capturing(device: torch.device) -> bool:
+    """Whether the current stream's calls are captured into a CUDA graph instead of run."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def refuse_capture(device: torch.device) -> None:
+    """Raise RuntimeError in a capture; for solutions that wait for the device in between."""
+    if capturing(device):
+        raise RuntimeError(
+            "expected a call outside the capture of a CUDA graph, got one in it: this solution "
+            "waits for the device to tell how many rows each expert has"
+        )
+
+
 def _check_layout(geometry: Geometry, tensors: tuple) -> int | None:
     """Check all but addresses; returns the index of the CUDA device, None on the CPU."""
     logits = tensors[0]

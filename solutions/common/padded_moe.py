@@ -27,13 +27,14 @@ def padded_rows(most_rows: int) -> int:
 class Padding(Protocol):
     """Brings rows grouped by expert into a padded batch, and back.
 
-    expert_offsets: int32 [E + 1] on the device. max_rows: at least the number of rows, known on the
-    host. What lies past an expert's rows, and in flat tensors past the last row, is undefined.
+    expert_offsets: int32 [E + 1] on the device. num_tokens: as many rows an expert may have.
+    max_rows: at least the number of rows, known on the host. What lies past an expert's rows, and
+    in flat tensors past the last row, is undefined.
     """
 
     rows: int  # of flat tensors; at least the number of rows, and at least 1
 
-    def __init__(self, expert_offsets: torch.Tensor, max_rows: int): ...
+    def __init__(self, expert_offsets: torch.Tensor, num_tokens: int, max_rows: int): ...
 
     def pad(self, values: torch.Tensor) -> torch.Tensor:
         """[rows, K] -> [E, max_m, K]."""
@@ -58,7 +59,7 @@ def padded_moe(
     workspace = Workspace(*routing_buffers(geometry, num_tokens))
     memory, _ = workspace.allocate(hidden.device)
     routing = route(geometry, logits, bias, offset, factor, workspace.tensors(memory))
-    padding = make_padding(routing.expert_offsets, max_rows(geometry, num_tokens))
+    padding = make_padding(routing.expert_offsets, num_tokens, max_rows(geometry, num_tokens))
 
     def grouped_gemm(x, x_scale, w, w_scale):
         padded, scale = padding.pad(x), padding.pad_scale(x_scale)

@@ -2,7 +2,7 @@
 
 import torch
 
-from ..common.arguments import checked_inputs, require_cuda
+from ..common.arguments import checked_inputs, refuse_capture, require_cuda
 from ..common.cutedsl.padded_gemm import padded_gemm
 from ..common.geometry import DEEPSEEK_V3_EP8, Geometry
 from ..common.padded_moe import padded_moe
@@ -14,12 +14,13 @@ def moe(geometry: Geometry, inputs: tuple, output: torch.Tensor) -> None:
 
     inputs: the definition's ten, in its order; output [T, H] bf16 is written.
     Raises TypeError or ValueError for arguments that are not of this geometry, and for tensors on
-    the CPU.
+    the CPU; RuntimeError in the capture of a CUDA graph.
     """
     inputs = checked_inputs(geometry, inputs, output)
     if output.shape[0] == 0:
         return
     require_cuda(output.device)
+    refuse_capture(output.device)
     padded_moe(geometry, inputs, output, LoopPadding, padded_gemm)
 
 

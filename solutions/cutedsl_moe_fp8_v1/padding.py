@@ -11,7 +11,7 @@ from ..common.padded_moe import padded_rows
 class LoopPadding:
     """See `Padding` in common/padded_moe.py; the rest of a padded batch is zero."""
 
-    def __init__(self, expert_offsets: torch.Tensor, max_rows: int):
+    def __init__(self, expert_offsets: torch.Tensor, num_tokens: int, max_rows: int):
         self.expert_offsets = expert_offsets
         self.experts = len(expert_offsets) - 1
         sizes = [last - first for first, last in map(self.bounds, range(self.experts))]

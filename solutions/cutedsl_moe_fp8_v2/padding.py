@@ -1,7 +1,12 @@
-"""Padding and extraction by index, for all experts at once; the host waits for one number."""
+"""Padding and extraction by index, for all experts at once; the host waits for one number.
+
+That is the height of the batch: the rows of the expert that has most. While a CUDA graph is
+captured there is nothing to wait for, so a captured batch is as high as any routing may need: T.
+"""
 
 import torch
 
+from ..common.arguments import capturing
 from ..common.padded_moe import padded_rows
 
 
@@ -11,10 +16,11 @@ class IndexPadding:
     A slot is a row of the padded batch, numbered through all experts.
     """
 
-    def __init__(self, expert_offsets: torch.Tensor, max_rows: int):
+    def __init__(self, expert_offsets: torch.Tensor, num_tokens: int, max_rows: int):
         starts, ends = expert_offsets[:-1], expert_offsets[1:]
         self.experts, device = len(starts), starts.device
-        self.max_m = padded_rows((ends - starts).max().item())
+        most_rows = num_tokens if capturing(device) else (ends - starts).max().item()
+        self.max_m = padded_rows(most_rows)
         slots = self.experts * self.max_m
         self.rows = min(max_rows, slots)
 

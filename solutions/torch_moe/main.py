@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from ..common.arguments import checked_inputs
+from ..common.arguments import checked_inputs, refuse_capture
 from ..common.geometry import DEEPSEEK_V3_EP8, Geometry
 
 
@@ -38,11 +38,13 @@ def moe(geometry: Geometry, inputs: tuple, output: torch.Tensor) -> None:
     """The whole layer at any geometry.
 
     inputs: the definition's ten, in its order; output [T, H] bf16 is written.
-    Raises TypeError or ValueError for arguments that are not of this geometry.
+    Raises TypeError or ValueError for arguments that are not of this geometry, and RuntimeError in
+    the capture of a CUDA graph.
     """
     logits, bias, hidden, hidden_scale, w1, w1_scale, w2, w2_scale, offset, factor = checked_inputs(
         geometry, inputs, output
     )
+    refuse_capture(output.device)
     ids, weights = route(logits, bias, factor, geometry)
     total = torch.zeros(output.shape, dtype=torch.float32, device=output.device)
     for expert in range(geometry.num_local_experts):

@@ -12,6 +12,7 @@ from layers import DEVICE, REFERENCE, assert_close, at_toy, call, inputs, routed
 
 from solutions.common import padded_moe
 from solutions.cutedsl_moe_fp8_v1.padding import LoopPadding
+from solutions.cutedsl_moe_fp8_v2 import padding as v2_padding
 from solutions.cutedsl_moe_fp8_v2.padding import IndexPadding
 from solutions.torch_moe.main import dequantize
 
@@ -64,7 +65,7 @@ def test_paddings_agree():
         offsets = ragged(generator)
         rows = int(offsets[-1])
         empty += rows == 0
-        loop, index = (make(offsets, rows + 13) for make in PADDINGS.values())
+        loop, index = (make(offsets, rows, rows + 13) for make in PADDINGS.values())
         assert index.max_m == loop.max_m and loop.max_m % padded_moe.ROW_MULTIPLE == 0
         assert index.rows >= loop.rows >= max(1, rows)
         values = torch.randn(index.rows, 256, generator=generator).to(DEVICE)
@@ -91,6 +92,17 @@ def test_right_and_equal_to_the_bit(seq_len, offset):
     assert torch.equal(loop.view(torch.int16), index.view(torch.int16))
 
 
+def test_v2_waits_for_nothing_in_a_capture(monkeypatch):
+    """Its batch is as high as any routing may need, which changes no bit."""
+    arguments = inputs(33, seed=33, offset=24)
+    eager = call(layer(IndexPadding), arguments)
+    waits = recorded_waits(monkeypatch)
+    monkeypatch.setattr(v2_padding, "capturing", lambda device: True)
+    padded = IndexPadding(torch.tensor([0, 3, 9], dtype=torch.int32, device=DEVICE), 33, 66)
+    assert padded.max_m == 36 and padded.rows == 66 and not waits
+    assert torch.equal(call(layer(IndexPadding), arguments), eager)
+
+
 @paddings
 def test_no_local_pair(padding):
     output = call(layer(padding), inputs(5, **routed_to([], 5)))
@@ -103,7 +115,8 @@ def test_one_expert_takes_all(padding):
     assert_close(call(layer(padding), arguments), REFERENCE(**arguments))
 
 
-def test_v2_waits_once(monkeypatch):
+def recorded_waits(monkeypatch) -> list[str]:
+    """Whatever is called from now on that waits for the device."""
     waits = []
     for name in ("item", "tolist", "nonzero", "cpu", "__bool__", "__int__"):
         original = getattr(torch.Tensor, name)
@@ -113,8 +126,13 @@ def test_v2_waits_once(monkeypatch):
             return original(self, *arguments, **options)
 
         monkeypatch.setattr(torch.Tensor, name, counted)
+    return waits
+
+
+def test_v2_waits_once(monkeypatch):
+    waits = recorded_waits(monkeypatch)
     offsets = torch.tensor([0, 3, 3, 9], dtype=torch.int32, device=DEVICE)
-    padding = IndexPadding(offsets, 20)
+    padding = IndexPadding(offsets, 9, 20)
     values = torch.randn(padding.rows, 128, device=DEVICE)
     padding.pad_scale(values)
     padding.extract(padding.pad(values))

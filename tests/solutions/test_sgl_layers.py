@@ -24,7 +24,7 @@ from layers import (
 )
 from sgl_standin import HAS_SGL_KERNEL, SCHEMAS
 from test_routing import logits_and_bias
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
 from solutions.common.geometry import DEEPSEEK_V3_EP8
 from solutions.common.sgl.choice import SM_90, SM_100, Choice
@@ -65,15 +65,18 @@ def poisoned_memory():
         torch.use_deterministic_algorithms(False)
 
 
-class Recorder(TorchDispatchMode):
-    """Calls of sgl_kernel's ops: (op, arguments by name)."""
+class Recorder(TorchFunctionMode):
+    """Calls of sgl_kernel's ops: (op, arguments by name).
+
+    Not a dispatch mode: that does not see ops which the package defines for every device.
+    """
 
     def __init__(self):
         super().__init__()
         self.calls = []
 
-    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
-        if op.namespace == "sgl_kernel":
+    def __torch_function__(self, op, types, args=(), kwargs=None):
+        if getattr(op, "namespace", None) == "sgl_kernel":
             names = [argument.name for argument in op._schema.arguments]
             given = dict(zip(names, args, strict=False))
             self.calls.append((op._schema.name.partition("::")[2], given))

@@ -474,7 +474,8 @@ class RoutePermute:
         self, logits: cute.Pointer, bias: cute.Pointer, mask_out: cute.Pointer,
         weights_out: cute.Pointer, offset: Int32, factor: Float32,
     ):  # fmt: skip
-        """A token's mask and the weights of its local picks; logits [256], weights_out [8]."""
+        """A token's mask and the weights of its local picks, then zeros; logits [256], weights_out
+        [8]."""
         lane = arch.lane_idx()
         x = cute.make_rmem_tensor((LANE_EXPERTS,), Float32)
         b = cute.make_rmem_tensor((LANE_EXPERTS,), BFloat16)
@@ -490,6 +491,8 @@ class RoutePermute:
         mask, positions = local_picks(picked, offset)
         if lane == 0:
             _store(mask_out, mask)
+        if (lane >= arch.popc(mask)) & (lane < TOP_K):  # as all are read, a vector at a time
+            _store(weights_out + lane, Float32(0.0))
         for j in cutlass.range_constexpr(LANE_EXPERTS):
             if positions[j] >= 0:
                 _store(weights_out + positions[j], scores[j] * scale)

@@ -16,6 +16,7 @@ from threading import get_ident
 import sgl_kernel  # noqa: F401
 import torch
 
+from ..arguments import capturing
 from ..geometry import Geometry, max_rows
 
 WORKSPACE_BYTES = 90_000  # as SGLang's own layers: a few TMA descriptors per multiprocessor
@@ -122,9 +123,9 @@ def reused(make: Callable) -> Callable:
 
     @wraps(make)
     def get(geometry: Geometry, num_tokens: int, device: torch.device):
-        on_cuda = device.type == "cuda"
-        if on_cuda and torch.cuda.is_current_stream_capturing():
+        if capturing(device):
             return make(geometry, num_tokens, device)
+        on_cuda = device.type == "cuda"
         stream = torch._C._cuda_getCurrentRawStream(device.index) if on_cuda else 0
         return cached(geometry, num_tokens, device, stream, get_ident())
 
