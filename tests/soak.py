@@ -3,11 +3,14 @@
     python tests/soak.py [--calls 10000] [--seconds 600] [--threads 4] [--seed 0] [SOLUTION]
 
 SOLUTION is cutedsl_moe_fp8_v3 unless one is named. Needs a GPU. A call has a random number of
-tokens, kind of routing, expert offset and size of scales. Prints one JSON line: calls, tokens,
-mismatches, the largest error in units of what requantising the intermediate to e4m3 may cost, and
-by how many bytes the allocated memory grew after the first calls, without the workspaces that
-cuBLAS has for the reference. Exit status 0 means that nothing was wrong. A hang is for `timeout` to
-find.
+tokens, kind of routing, expert offset, size of scales, and one of its thread's two streams, which
+differ in priority. Prints one JSON line: calls, tokens, (token, expert) pairs, seconds, mismatches,
+the largest error in units of what requantising the intermediate to e4m3 may cost, and by how many
+bytes the allocated memory grew after the first calls, without the workspaces that cuBLAS has for
+the reference. Exit status 0 means that nothing was wrong. A hang is for `timeout` to find.
+
+The reference multiplies in fp32 with weights that are dequantised once: every token of every call
+is compared, and 10,000 calls take minutes.
 """
 
 import argparse
@@ -18,6 +21,7 @@ import random
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -30,7 +34,7 @@ from solutions.common.geometry import DEEPSEEK_V3_EP8 as G  # noqa: E402
 from solutions.torch_moe.main import dequantize, route  # noqa: E402
 
 FP8, BF16 = torch.float8_e4m3fn, torch.bfloat16
-MOST_TOKENS = 3000
+MOST_TOKENS = 5000
 # e4m3 has 3 bits of mantissa: its rounding errors have a standard deviation of 2.6 % in the worst
 # binade; summed over GEMM2's columns they are a row's error relative to its own size, in fp64
 # 0.024. Errors of different rows are independent.
@@ -88,34 +92,108 @@ def arguments_of(rng: random.Random, given: dict) -> dict:
     }
 
 
-def reference(a: dict) -> tuple[torch.Tensor, torch.Tensor]:
-    """The output in fp32, and the error that each of its tokens is expected to have."""
-    ids, shares = route(a["routing_logits"], a["routing_bias"], a["routed_scaling_factor"], G)
-    total = torch.zeros(a["hidden_states"].shape, device="cuda")
-    variance = torch.zeros(len(total), device="cuda")
-    for expert in range(G.num_local_experts):
-        tokens, slots = (ids == a["local_expert_offset"] + expert).nonzero(as_tuple=True)
-        if tokens.numel() == 0:
-            continue
+class Reference:
+    """The layer in fp32 with these weights, which it keeps dequantised: 5.6 GB."""
+
+    def __init__(self, given: dict) -> None:
+        self.w1, self.w2 = (
+            torch.stack([
+                dequantize(*each, G.block)
+                for each in zip(given[name], given[f"{name}_scale"], strict=True)
+            ])
+            for name in ("gemm1_weights", "gemm2_weights")
+        )  # fmt: skip
+
+    def __call__(self, a: dict) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """The output, the error that each of its tokens is expected to have, and the number of
+        (token, expert) pairs."""
+        ids, shares = route(a["routing_logits"], a["routing_bias"], a["routed_scaling_factor"], G)
+        ids = ids - a["local_expert_offset"]
+        experts = ids.where((ids >= 0) & (ids < G.num_local_experts), G.num_local_experts)
+        order = experts.flatten().argsort(stable=True)  # the rows, grouped by expert
+        sizes = experts.flatten().bincount(minlength=G.num_local_experts).tolist()
+        sizes = sizes[: G.num_local_experts]
+        order = order[: sum(sizes)]
+        tokens = order // G.top_k
+        total = torch.zeros(a["hidden_states"].shape, device="cuda")
+        variance = torch.zeros(len(total), device="cuda")
+        if not len(tokens):
+            return total, variance, 0
         scale = a["hidden_states_scale"].t()[tokens]
         x = dequantize(a["hidden_states"][tokens], scale, G.block)
-        w1 = dequantize(a["gemm1_weights"][expert], a["gemm1_weights_scale"][expert], G.block)
-        w2 = dequantize(a["gemm2_weights"][expert], a["gemm2_weights_scale"][expert], G.block)
-        up, gate = (x @ w1.T).chunk(2, dim=-1)
-        rows = (torch.nn.functional.silu(gate) * up) @ w2.T * shares[tokens, slots, None]
-        total.index_add_(0, tokens, rows)
-        variance.index_add_(0, tokens, (ROW_ERROR * rows.norm(dim=1)) ** 2)
-    return total, variance.sqrt()
+        up, gate = self.multiply(x, sizes, self.w1).chunk(2, dim=-1)
+        act = torch.nn.functional.silu(gate) * up
+        del x, up, gate
+        y = self.multiply(act, sizes, self.w2) * shares.flatten()[order, None]
+        total.index_add_(0, tokens, y)
+        variance.index_add_(0, tokens, (ROW_ERROR * y.norm(dim=1)) ** 2)
+        return total, variance.sqrt(), len(tokens)
+
+    @staticmethod
+    def multiply(rows: torch.Tensor, sizes: list[int], weights: torch.Tensor) -> torch.Tensor:
+        """Rows, grouped by expert, times those of the expert's weights [E, N, K]."""
+        groups = zip(rows.split(sizes), weights, strict=True)
+        return torch.cat([group @ weight.T for group, weight in groups if len(group)])
 
 
-def worst_error(output: torch.Tensor, a: dict) -> float:
+def worst_error(output: torch.Tensor, expected: torch.Tensor, error: torch.Tensor) -> float:
     """The largest error of a token, in units of the expected one; infinite for what is not 0 where
     it must be, and for NaN."""
-    expected, error = reference(a)
     rounding = 2**-9 * expected.norm(dim=1)  # to bf16
     difference = (output.float() - expected).norm(dim=1)
     ratio = torch.where(difference == 0, 0.0, difference / (error + rounding))
     return ratio.nan_to_num(nan=math.inf).max().item()
+
+
+class Soak:
+    """Calls of a solution's `run` from several threads, and what is found."""
+
+    def __init__(self, run: Callable, seed: int) -> None:
+        self.run, self.seed = run, seed
+        self.given = weights(torch.Generator("cuda").manual_seed(seed))
+        self.reference = Reference(self.given)
+        self.lock = threading.Lock()
+        self.calls = self.tokens = self.pairs = 0
+        self.worst = 0.0
+        self.mismatches: list[dict] = []
+        torch.cuda.synchronize()
+
+    def round(self, most_calls: int, threads: int, end: float) -> int:
+        """Go on until there are so many calls in all, or time.monotonic() is `end`; returns how
+        many bytes are allocated then."""
+        first = self.calls
+
+        def work(number: int) -> None:
+            rng = random.Random(f"{self.seed} {first} {number}")
+            streams = [torch.cuda.Stream(priority=priority) for priority in (0, -1)]
+            while time.monotonic() < end:
+                with self.lock:
+                    if self.calls >= most_calls:
+                        return
+                    self.calls += 1
+                    call = self.calls
+                with torch.cuda.stream(rng.choice(streams)):
+                    self.call(rng, call)
+
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(work, range(threads)))
+        torch.cuda.synchronize()
+        # torch keeps one per handle and stream, and each round has streams of its own
+        torch._C._cuda_clearCublasWorkspaces()
+        return torch.cuda.memory_allocated()
+
+    def call(self, rng: random.Random, number: int) -> None:
+        a = arguments_of(rng, self.given)
+        output = torch.full(a["hidden_states"].shape, math.nan, dtype=BF16, device="cuda")
+        self.run(*a.values(), output)
+        expected, error, pairs = self.reference(a)
+        worst = worst_error(output, expected, error)
+        with self.lock:
+            self.tokens += len(output)
+            self.pairs += pairs
+            self.worst = max(self.worst, worst)
+            if not worst <= LIMIT:
+                self.mismatches.append({"call": number, "T": len(output), "error": worst})
 
 
 def main() -> int:
@@ -128,49 +206,19 @@ def main() -> int:
     options = parser.parse_args()
 
     run = importlib.import_module(f"solutions.{options.solution}.main").run
-    given = weights(torch.Generator("cuda").manual_seed(options.seed))
-    torch.cuda.synchronize()
-    end, lock = time.monotonic() + options.seconds, threading.Lock()
-    told = {"calls": 0, "tokens": 0, "mismatches": [], "worst": 0.0}
-    memory = []
-
-    def work(number: int) -> None:
-        rng = random.Random(f"{options.seed} {len(memory)} {number}")
-        with torch.cuda.stream(torch.cuda.Stream(priority=-(number % 2))):
-            while time.monotonic() < end:
-                with lock:
-                    if told["calls"] >= options.calls:
-                        return
-                    told["calls"] += 1
-                    call = told["calls"]
-                a = arguments_of(rng, given)
-                shape = a["hidden_states"].shape
-                output = torch.full(shape, math.nan, dtype=BF16, device="cuda")
-                run(*a.values(), output)
-                error = worst_error(output, a)
-                with lock:
-                    told["tokens"] += len(output)
-                    told["worst"] = max(told["worst"], error)
-                    if not error <= LIMIT:
-                        told["mismatches"].append({"call": call, "T": len(output), "error": error})
-                del a, output
-
-    def round_of(calls: int) -> None:
-        """Up to this many calls in all, then what stays allocated."""
-        most, options.calls = options.calls, min(calls, options.calls)
-        with ThreadPoolExecutor(options.threads) as pool:
-            list(pool.map(work, range(options.threads)))
-        options.calls = most
-        torch.cuda.synchronize()
-        # torch keeps one per handle and stream, and each round has streams of its own
-        torch._C._cuda_clearCublasWorkspaces()
-        memory.append(torch.cuda.memory_allocated())
-
-    round_of(options.threads * 10)
-    round_of(options.calls)
-    told["memory_growth"] = memory[1] - memory[0]
-    print(json.dumps(told))
-    return int(bool(told["mismatches"]))
+    soak = Soak(run, options.seed)
+    begin = time.monotonic()
+    end = begin + options.seconds
+    first_calls = min(options.calls, options.threads * 10)
+    before = soak.round(first_calls, options.threads, end)
+    after = soak.round(options.calls, options.threads, end)
+    print(json.dumps({
+        "solution": options.solution, "gpu": torch.cuda.get_device_name(), "calls": soak.calls,
+        "tokens": soak.tokens, "pairs": soak.pairs,
+        "seconds": round(time.monotonic() - begin, 1), "mismatches": soak.mismatches,
+        "worst": soak.worst, "memory_growth": after - before,
+    }))  # fmt: skip
+    return int(bool(soak.mismatches))
 
 
 if __name__ == "__main__":
