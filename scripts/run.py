@@ -29,12 +29,12 @@ from bundle.cli import Listed, add_dataset, add_solutions, add_workloads, make_p
 from bundle.console import open_output, printable
 from bundle.dataset.loading import check_blobs, describe, load_dataset
 from bundle.dataset.packing import pack_in_place, solution_folders
+from bundle.harness import make_config
 from bundle.paths import BadInput, check_root
 from bundle.runs.cluster import connect, disconnect, ray_workers
 from bundle.runs.emulation import ARCHITECTURES
 from bundle.runs.evaluator import Evaluator, make_blobs
 from bundle.runs.gpus import VISIBLE, gpu_processes, visible_gpus
-from bundle.runs.harness import make_config
 from bundle.runs.jobs import split, unfinished
 from bundle.runs.pool import Event, Finished, Here, Lost, Pool, Started
 from bundle.runs.requirements import Device

@@ -27,6 +27,7 @@ from bundle.console import open_output, printable
 from bundle.dataset.loading import describe, load_dataset
 from bundle.dataset.packing import pack_in_place, solution_folders
 from bundle.dataset.replicas import prepare
+from bundle.harness import make_config, settings_for
 from bundle.paths import check_root
 from bundle.probes.reporting import Task, report_parser, run_report
 from bundle.probes.store import Failed
@@ -36,14 +37,13 @@ from bundle.probes.verification import (
     verification_sheets,
 )
 from bundle.runs.cpu_runner import MEMORY_SHARE, free_memory
-from bundle.runs.harness import make_config, settings_for
 from bundle.runs.jobs import Job
 from bundle.runs.requirements import current_device
 from bundle.runs.selection import keys_of, refusals, select_jobs
 from bundle.runs.verification import Plan, make_plan, verify
 from bundle.sandbox.confinement import hide_memory
+from bundle.sandbox.contract import Limits
 from bundle.sandbox.launcher import Launcher
-from bundle.sandbox.solution_process import Limits
 from bundle.tolerances import ATOL, MATCHED_RATIO, RTOL
 from flashinfer_bench.data import Solution, TraceSet
 from rich.console import Console

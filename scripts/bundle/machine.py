@@ -10,8 +10,8 @@ from importlib.metadata import version
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from .harness import env_snapshot
 from .paths import ROOT
-from .runs.harness import env_snapshot
 
 UNKNOWN = "unknown"  # a harness or a driver
 

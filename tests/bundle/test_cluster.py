@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import run
 from bundle.dataset.loading import load_dataset
+from bundle.harness import make_config
 from bundle.paths import BadInput
 from bundle.runs import cluster as ray_cluster
 from bundle.runs.cluster import connect, disconnect, of_type, ray_workers
-from bundle.runs.harness import make_config
 from bundle.runs.jobs import Job
 from bundle.runs.pool import Finished, Lost, Pool, Started
 from conftest import HAS_CUDA

@@ -9,9 +9,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from bundle import harness
 from bundle.dataset.loading import load_dataset
 from bundle.paths import ROOT
-from bundle.runs import harness
 from flashinfer_bench.data import EvaluationStatus
 from toy_bundle import DEFINITION, add_solution, control, make_bundle
 

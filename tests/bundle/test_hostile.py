@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 from bundle.dataset.loading import load_dataset
+from bundle.harness import make_config
 from bundle.runs.cpu_runner import cpu_benchmark
-from bundle.runs.harness import make_config
 from bundle.runs.jobs import Job, run_job, split
 from bundle.runs.store import read_traces
+from bundle.sandbox.contract import Limits
 from bundle.sandbox.processes import descendants
-from bundle.sandbox.solution_process import Limits
 from flashinfer_bench.data import TraceSet
 from hostile import CASES
 from toy_bundle import DEFINITION, control, make_bundle, packed

@@ -8,10 +8,10 @@ from concurrent.futures import Future
 
 import pytest
 from bundle.dataset.loading import load_dataset
+from bundle.harness import make_config
 from bundle.paths import BadInput
 from bundle.runs.evaluator import Evaluator, Machine
 from bundle.runs.gpus import VISIBLE, GpuProcess, visible_gpus
-from bundle.runs.harness import make_config
 from bundle.runs.jobs import Job
 from bundle.runs.pool import Finished, Here, Lost, Pool, Started, WorkerLost
 from bundle.runs.requirements import Device

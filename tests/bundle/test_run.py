@@ -14,11 +14,11 @@ import run
 import torch
 from bundle.comparison.traces import TraceError
 from bundle.dataset.loading import load_dataset
+from bundle.harness import Runner, benchmark_with
 from bundle.machine import this_hardware
 from bundle.paths import ROOT
 from bundle.runs import jobs as job_runner
 from bundle.runs import provenance
-from bundle.runs.harness import Runner, benchmark_with
 from bundle.runs.jobs import Job, evaluate, split, unfinished
 from bundle.runs.store import read_traces, store_traces
 from bundle.runs.trials import draw_inputs

@@ -6,14 +6,14 @@ import sys
 
 import pytest
 from bundle.dataset.loading import load_dataset
+from bundle.harness import make_config, settings_for
 from bundle.paths import ROOT
 from bundle.probes.store import load_all
 from bundle.probes.verification import VerificationReport, verification_sheets
-from bundle.runs.harness import make_config, settings_for
 from bundle.runs.verification import make_plan, verify
+from bundle.sandbox.contract import Limits
 from bundle.sandbox.launcher import Launcher
 from bundle.sandbox.processes import descendants
-from bundle.sandbox.solution_process import Limits
 from toy_bundle import DEFINITION, control, make_bundle, packed
 
 # control -> part of what has to be said about it; None: nothing is found

@@ -12,9 +12,9 @@ from pathlib import Path
 from flashinfer_bench.data import Environment, EvaluationStatus, ScalarInput, Trace, Workload
 from pydantic import ValidationError
 
+from ..hardware import emulated, unmarked
 from ..machine import UNKNOWN
 from ..paths import BadInput
-from ..runs.emulation import emulated, unmarked
 
 # flashinfer-bench itself writes no version into a trace, but its versions differ in where they put
 # it. This matters: 0.1.2 reports mean latencies on fresh clones, its successor medians without.

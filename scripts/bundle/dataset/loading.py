@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 from flashinfer_bench.data import Definition, Solution, Trace, TraceSet, Workload
 from pydantic import BaseModel, ValidationError
 
+from ..harness import load_safetensors
 from ..paths import BadInput, check_root
-from ..runs.harness import load_safetensors
 from .untrusted import JSON_BYTES, is_plain_name, lies_within, read_text
 
 Model = TypeVar("Model", bound=BaseModel)

@@ -29,8 +29,8 @@ from ..dataset.replicas import (
     read_table,
     reference_route,
 )
+from ..harness import gen_inputs
 from ..paths import ROOT, BadInput
-from ..runs.harness import gen_inputs
 from ..runs.requirements import Device, why_not
 
 WEIGHTS = ("gemm1_weights", "gemm1_weights_scale", "gemm2_weights", "gemm2_weights_scale")

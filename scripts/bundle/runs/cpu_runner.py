@@ -30,11 +30,13 @@ from flashinfer_bench.data import (
     Workload,
 )
 
+from ..hardware import marked
+from ..harness import Runner, Settings, benchmark_with, evaluation, output_specs, settings_for
 from ..sandbox.confinement import hide_memory
+from ..sandbox.contract import Change, Failure, Limits, Subject
 from ..sandbox.launcher import Launcher, LauncherError
-from ..sandbox.solution_process import Change, Failure, Limits, SolutionProcess, Subject
+from ..sandbox.solution_process import SolutionProcess
 from . import emulation
-from .harness import Runner, Settings, benchmark_with, evaluation, output_specs, settings_for
 from .judge import Verdict, WrongNumbers, check_inputs
 from .trials import Trial, draw_inputs, make_calls, moved, tensors_of
 
@@ -110,7 +112,9 @@ class CpuRunner(Runner):
                 self._baseline_of = key
             subject = emulation.subject(definition, solution, self._emulated)
             result = evaluate(subject, self._baseline, self._ready_launcher(), self._limits)
-            emulation.mark(result, subject)
+            if subject.emulated is not None:
+                environment = result.environment
+                environment.hardware = marked(environment.hardware, subject.emulated)
             evaluations[solution.name] = result
         return evaluations
 

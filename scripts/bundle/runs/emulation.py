@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import re
 import sys
 
-from flashinfer_bench.data import Definition, Evaluation, Solution
+from flashinfer_bench.data import Definition, Solution
 
 from ..paths import ROOT
-from ..sandbox.solution_process import Subject
+from ..sandbox.contract import Subject
 
 ARCHITECTURES = {"sm_90a": 90, "sm_100a": 100}
 """What can be emulated, and the compute capability of its GPUs."""
 PACKAGE, MODULE = "nvidia-cutlass-dsl", "cutlass"
 """CuTe DSL's, which the solutions need that can be emulated."""
-_MARK = re.compile(r" \((\w+) emulated\)$")
 
 
 def why_not(modules: list[str], capabilities: list[int], architecture: str | None) -> str | None:
@@ -39,23 +37,6 @@ def subject(definition: Definition, solution: Solution, architecture: str | None
     build = _build()
     build.runtime()
     return Subject(definition, solution, False, architecture, str(build.cache_folder()))
-
-
-def mark(result: Evaluation, subject: Subject) -> None:
-    """Say in a trace's hardware that it was emulated."""
-    if subject.emulated is not None:
-        result.environment.hardware += f" ({subject.emulated} emulated)"
-
-
-def emulated(hardware: str) -> str | None:
-    """The architecture that a trace's hardware says was emulated, such as sm_90a."""
-    found = _MARK.search(hardware)
-    return found and found[1]
-
-
-def unmarked(hardware: str) -> str:
-    """The machine that a trace was made on, emulated or not."""
-    return _MARK.sub("", hardware)
 
 
 def _build():

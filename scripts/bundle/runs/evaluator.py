@@ -12,10 +12,10 @@ from flashinfer_bench.data import Solution, Trace, TraceSet
 
 from ..dataset.loading import check_blobs
 from ..dataset.replicas import prepare
+from ..harness import env_snapshot
 from ..machine import this_hardware
 from ..paths import BadInput, check_root
 from .cpu_runner import cpu_benchmark
-from .harness import env_snapshot
 from .jobs import Job, evaluate
 from .provenance import CLOCKS, MACHINE, POWER_LIMIT, facts
 from .requirements import Device, current_device

@@ -10,8 +10,8 @@ from pathlib import Path
 from flashinfer_bench.bench import Benchmark
 from flashinfer_bench.data import Definition, Solution, Trace
 
-from . import emulation
-from .harness import is_dead_baseline
+from ..hardware import unmarked
+from ..harness import is_dead_baseline
 from .provenance import facts
 from .store import read_traces
 
@@ -41,7 +41,7 @@ def unfinished(jobs: list[Job], traces_dir: Path, hardware: str) -> list[Job]:
             trace.solution
             for trace in traces
             if _same_workload(trace, job.workload)
-            and emulation.unmarked(trace.evaluation.environment.hardware) == hardware
+            and unmarked(trace.evaluation.environment.hardware) == hardware
         }
         solutions = [solution for solution in job.solutions if solution.name not in done]
         if solutions:

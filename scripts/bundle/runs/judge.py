@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from flashinfer_bench.data import Correctness, EvaluationStatus
 
+from ..harness import Settings, error_stats
+from ..sandbox.contract import Change, Failure
 from ..sandbox.poison import never_written
-from ..sandbox.solution_process import Change, Failure
-from .harness import Settings, error_stats
 from .trials import Call, moved
 
 FOLLOWED = 0.5

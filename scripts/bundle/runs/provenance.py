@@ -10,8 +10,8 @@ from functools import cache
 
 import torch
 
+from ..harness import harness_version
 from ..machine import UNKNOWN, bundle_version
-from .harness import harness_version
 
 HARNESS, BUNDLE, DRIVER = "flashinfer_bench", "bundle", "driver"
 KERNELS = "kernels"

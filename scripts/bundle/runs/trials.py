@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from flashinfer_bench.data import Definition, Workload
 
-from ..sandbox.solution_process import Change
-from .harness import Settings, fresh_inputs
+from ..harness import Settings, fresh_inputs
+from ..sandbox.contract import Change
 
 ATTEMPTS = 8
 """At an element whose change the reference shows; one of a token without experts does not."""

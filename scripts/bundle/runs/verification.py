@@ -20,9 +20,10 @@ from pathlib import Path
 import torch
 from flashinfer_bench.data import Definition, EvaluationStatus, Solution, Workload
 
+from ..harness import Settings, output_specs
+from ..sandbox.contract import Change, Failure, Limits, Subject
 from ..sandbox.launcher import Launcher
-from ..sandbox.solution_process import Change, Failure, Limits, SolutionProcess, Subject
-from .harness import Settings, output_specs
+from ..sandbox.solution_process import SolutionProcess
 from .judge import Verdict, check_inputs
 from .trials import (
     ATTEMPTS,

@@ -1,10 +1,12 @@
 """Somebody else's code in a process of its own, which can harm nothing but its own result.
 
 parent (holds inputs, expected outputs and the clock)
-  └ launcher (launcher.py: has imported PyTorch and the harness, forks, and reaps every descendant)
+  └ launcher (fork_server.py: has imported PyTorch and the harness; forks, and reaps all children)
       └ the solution's process (contestant.py: builds the solution and calls it when told to)
 
-Parent and solution share one block of memory for the tensors and exchange messages of fixed size
-(channel.py); nothing that a solution's process says is unpickled or evaluated. confinement.py holds
-what the kernel enforces, processes.py how to find and end whatever a solution has started.
+The parent's side is solution_process.py and launcher.py, and imports nothing of the other side's;
+both know what is ordered (contract.py). They share one block of memory for the tensors and exchange
+messages of fixed size (channel.py); nothing that a solution's process says is unpickled or
+evaluated. confinement.py holds what the kernel enforces, processes.py how to find and end whatever
+a solution has started.
 """

@@ -7,27 +7,23 @@ and at its own clock.
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import socket
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from flashinfer_bench.data import Definition, Solution
 
 from ..dataset.oracle import build_oracle
+from ..harness import BuildError, build_reference, build_solution, normalize_result
 from ..paths import ROOT
-from ..runs.harness import BuildError, build_reference, build_solution, normalize_result
-from .channel import REQUEST, Answer, Command, Outcome, Request, Slot, open_tensors
+from .channel import Answer, Command, Outcome, Request, Slot, open_tensors
+from .contract import Order
 from .integrity import replaced, watched
 from .poison import poisoned_like
 
@@ -37,82 +33,12 @@ MESSAGE_CHARACTERS = 800
 """Of an exception's text; an answer holds `TEXT_BYTES`."""
 
 
-@dataclass(frozen=True)
-class Order:
-    """What a process is started for. Travels as JSON, from the parent only."""
-
-    definition: str
-    """The Definition as JSON."""
-    solution: str | None
-    """The Solution as JSON; None for the definition's reference."""
-    lean: bool
-    """Whether to take the oracle for the reference."""
-    inputs: list[Slot | None]
-    """None for a scalar."""
-    scalars: list[Any]
-    """As long as `inputs`; None for a tensor."""
-    outputs: list[Slot]
-    change: Slot
-    """Where what has changed for a call stands, see `CHANGE`."""
-    memory_limit: int | None
-    """Bytes of private memory; None: unlimited."""
-    confined: bool
-    """Whether it may write below its own folder only, which is then its home, too."""
-    device: str = "cpu"
-    """cpu: the shared memory holds the arguments. cuda:0: they are copied there and back."""
-    emulated: str | None = None
-    """The architecture of the GPU that is emulated, such as sm_90a; None: there is none."""
-    emulator_cache: str | None = None
-    """Where the emulator's compiled runtime is."""
-
-    def to_json(self) -> bytes:
-        return json.dumps(asdict(self)).encode()
-
-    @classmethod
-    def from_json(cls, text: bytes) -> Order:
-        fields = json.loads(text)
-        for name in ("inputs", "outputs"):
-            fields[name] = [slot and Slot.of(slot) for slot in fields[name]]
-        fields["change"] = Slot.of(fields["change"])
-        return cls(**fields)
-
-
 class WrongOutput(Exception):
     """A value that is returned and cannot be an output."""
 
     def __init__(self, outcome: Outcome, text: str) -> None:
         super().__init__(text)
         self.outcome = outcome
-
-
-def serve(connection: socket.socket, order: Order, memory: int) -> None:
-    """Answer requests until told to end; never returns."""
-    me = os.getpid()
-    if order.device == "cpu":
-        contestant = Contestant(order, memory)
-    else:
-        from .gpu_contestant import GpuContestant
-
-        contestant = GpuContestant(order, memory)
-    while True:
-        message = connection.recv(REQUEST.size)
-        if not message:  # the parent has gone
-            os._exit(0)
-        request = Request.unpack(message)
-        answer = contestant.answer(request)
-        is_copy = os.getpid() != me
-        if is_copy:
-            answer = replace(answer, outcome=Outcome.COPY_RETURNED)
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError, AttributeError):
-                stream.flush()  # the solution may have closed or replaced it
-        connection.send(answer.pack())
-        if is_copy:
-            os._exit(1)
-        if request.command is Command.END:
-            # Threads of the solution may go on for as long as the parent lets them.
-            connection.recv(1)
-            os._exit(0)
 
 
 def report(error: BaseException) -> str:
@@ -309,14 +235,3 @@ def install_device(order: Order):
     device = EmulatedDevice(order.emulated)
     device.install()
     return device
-
-
-def enter(folder: Path, confined: bool) -> None:
-    """Work in `folder`, build there and, if confined, have it for a home.
-
-    Compilers for a GPU keep what they have compiled at home, which costs minutes.
-    """
-    os.chdir(folder)
-    places = ("HOME", "TMPDIR", "XDG_CACHE_HOME", "TRITON_HOME") if confined else ()
-    for name in ("FIB_CACHE_PATH", *places):
-        os.environ[name] = str(folder)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import torch
 
-from .contestant import Contestant, Order, in_range
+from .contestant import Contestant, in_range
+from .contract import Order
 from .poison import poisoned_like
 
 SLEEP_CYCLES = 40_000_000

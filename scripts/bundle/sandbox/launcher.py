@@ -8,7 +8,6 @@ output. A launcher that a solution has killed or stopped is replaced by the next
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import struct
 import subprocess
@@ -17,7 +16,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from .processes import descendants, die_with_parent, end_descendants, inherit_orphans
+from .processes import descendants, end_descendants, inherit_orphans
 
 SCRIPTS = Path(__file__).resolve().parents[2]
 START_SECONDS = 120.0
@@ -25,7 +24,7 @@ START_SECONDS = 120.0
 REAP_SECONDS = 6.0
 PROGRAM = (
     f"import sys; sys.path.insert(0, {str(SCRIPTS)!r}); "
-    "from bundle.sandbox.launcher import serve; serve(int(sys.argv[1]), int(sys.argv[2]))"
+    "from bundle.sandbox.fork_server import serve; serve(int(sys.argv[1]), int(sys.argv[2]))"
 )
 START, REAP = b"S", b"R"
 PID = struct.Struct("<i")
@@ -113,64 +112,3 @@ class Launcher:
             self.process.kill()
             self.process.wait()
         end_descendants(spared=self.others)
-
-
-def serve(descriptor: int, parent: int) -> None:
-    """The launcher process."""
-    die_with_parent(parent)
-    inherit_orphans()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this one
-    connection = socket.socket(fileno=descriptor)
-    from . import contestant  # noqa: F401  # the slow part
-    from .confinement import hide_memory
-
-    hide_memory()
-    connection.send(b"1")
-    child = 0
-    while True:
-        message, descriptors, _, _ = socket.recv_fds(connection, 4096, 4)
-        if not message:
-            end_descendants()
-            os._exit(0)
-        if message[:1] == START:
-            child = os.fork()
-            if child == 0:
-                _become_solution(connection, descriptors, Path(os.fsdecode(message[1:])))
-            for given in descriptors:
-                os.close(given)
-            connection.send(PID.pack(child))
-        else:
-            statuses = end_descendants()
-            connection.send(STATUS.pack(child in statuses, statuses.get(child, 0)))
-
-
-def _become_solution(launcher: socket.socket, descriptors: list[int], folder: Path) -> None:
-    """Never returns."""
-    from . import confinement, contestant
-
-    try:
-        parent = os.getppid()
-        os.setsid()
-        die_with_parent(parent)
-        launcher.close()
-        answers, log, memory, order_memory = descriptors
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        for standard, text in ((1, "stdout"), (2, "stderr")):
-            stream = os.fdopen(standard, "w", 1, "utf-8", "backslashreplace", closefd=False)
-            setattr(sys, text, stream)
-        order = contestant.Order.from_json(os.pread(order_memory, os.fstat(order_memory).st_size, 0)
-                                           .rstrip(b"\0"))  # fmt: skip
-        os.close(order_memory)
-        os.close(log)
-        contestant.enter(folder, order.confined)
-        confinement.limit_resources(order.memory_limit)
-        confinement.drop_ptrace()
-        if order.confined:
-            confinement.confine_writes(folder)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        contestant.serve(socket.socket(fileno=answers), order, memory)
-    except BaseException as error:
-        contestant.report(error)
-    finally:
-        os._exit(1)

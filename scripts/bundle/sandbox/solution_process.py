@@ -10,12 +10,11 @@ import socket
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from flashinfer_bench.data import Definition, EvaluationStatus, Solution
+from flashinfer_bench.data import EvaluationStatus
 
 from .channel import (
     ANSWER,
@@ -27,7 +26,7 @@ from .channel import (
     lay_out,
     open_tensors,
 )
-from .contestant import Order
+from .contract import CHANGE, Change, Failure, Limits, Order, Subject
 from .launcher import Launcher
 from .poison import poison
 from .processes import descendants, memory_of
@@ -40,30 +39,6 @@ MAX_PROCESSES = 256
 LAST_WORDS_SECONDS = 0.25
 """For a forked copy to come back, or a left-over thread to end the process, after the last call."""
 GIB = 1 << 30
-CHANGE = ("change", torch.int64, (3,))
-"""In the shared memory: number of the input tensor, first element and count of what has changed."""
-Change = tuple[int, int, torch.Tensor]
-"""(number of the input tensor, flat index, new values in a row from there on)."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a solution may take before it is ended."""
-
-    seconds: float
-    """In which it has to answer, build and calls together."""
-    memory_bytes: int | None = None
-    """Of private memory, all its processes together; None: unlimited."""
-    printed_bytes: int = 1 << 30
-
-
-class Failure(Exception):
-    """The solution's process gave no usable result; why, for people, is the text."""
-
-    def __init__(self, status: EvaluationStatus, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message
 
 
 class PrintedText:
@@ -84,20 +59,6 @@ class PrintedText:
         omitted = self.total - len(self.head) - len(self.tail)
         middle = f"\n[{omitted} bytes left out]\n".encode() if omitted else b""
         return (self.head + middle + self.tail).decode("utf-8", "replace")
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is to be run: a solution or, with None, the definition's reference."""
-
-    definition: Definition
-    solution: Solution | None = None
-    lean: bool = False
-    """Whether the oracle stands for the reference."""
-    emulated: str | None = None
-    """The architecture of the GPU to emulate for the solution; None: none."""
-    emulator_cache: str | None = None
-    """Where the emulator's compiled runtime is; the solution's process only reads there."""
 
 
 class SolutionProcess:

@@ -1,0 +1,133 @@
+"""The launcher's process, and how a fork of it becomes a solution's process.
+
+The launcher has imported PyTorch and the harness and nothing else. It runs no solution's code and
+knows no expected output.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .channel import REQUEST, Command, Outcome, Request
+from .contract import Order
+from .launcher import PID, START, STATUS
+from .processes import die_with_parent, end_descendants, inherit_orphans
+
+if TYPE_CHECKING:
+    from .contestant import Contestant
+
+
+def serve(descriptor: int, parent: int) -> None:
+    """The launcher's process."""
+    die_with_parent(parent)
+    inherit_orphans()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this one
+    connection = socket.socket(fileno=descriptor)
+    from . import contestant  # noqa: F401  # the slow part
+    from .confinement import hide_memory
+
+    hide_memory()
+    connection.send(b"1")
+    child = 0
+    while True:
+        message, descriptors, _, _ = socket.recv_fds(connection, 4096, 4)
+        if not message:
+            end_descendants()
+            os._exit(0)
+        if message[:1] == START:
+            child = os.fork()
+            if child == 0:
+                _become_solution(connection, descriptors, Path(os.fsdecode(message[1:])))
+            for given in descriptors:
+                os.close(given)
+            connection.send(PID.pack(child))
+        else:
+            statuses = end_descendants()
+            connection.send(STATUS.pack(child in statuses, statuses.get(child, 0)))
+
+
+def _become_solution(launcher: socket.socket, descriptors: list[int], folder: Path) -> None:
+    """Never returns."""
+    from . import confinement
+    from .contestant import report
+
+    try:
+        parent = os.getppid()
+        os.setsid()
+        die_with_parent(parent)
+        launcher.close()
+        answers, log, memory, order_memory = descriptors
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        for standard, text in ((1, "stdout"), (2, "stderr")):
+            stream = os.fdopen(standard, "w", 1, "utf-8", "backslashreplace", closefd=False)
+            setattr(sys, text, stream)
+        order = Order.from_json(
+            os.pread(order_memory, os.fstat(order_memory).st_size, 0).rstrip(b"\0")
+        )
+        os.close(order_memory)
+        os.close(log)
+        enter(folder, order.confined)
+        confinement.limit_resources(order.memory_limit)
+        confinement.drop_ptrace()
+        if order.confined:
+            confinement.confine_writes(folder)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        answer_requests(socket.socket(fileno=answers), order, memory)
+    except BaseException as error:
+        report(error)
+    finally:
+        os._exit(1)
+
+
+def answer_requests(connection: socket.socket, order: Order, memory: int) -> None:
+    """Answer requests until told to end; never returns."""
+    me = os.getpid()
+    contestant = _contestant(order, memory)
+    while True:
+        message = connection.recv(REQUEST.size)
+        if not message:  # the parent has gone
+            os._exit(0)
+        request = Request.unpack(message)
+        answer = contestant.answer(request)
+        is_copy = os.getpid() != me
+        if is_copy:
+            answer = replace(answer, outcome=Outcome.COPY_RETURNED)
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError, AttributeError):
+                stream.flush()  # the solution may have closed or replaced it
+        connection.send(answer.pack())
+        if is_copy:
+            os._exit(1)
+        if request.command is Command.END:
+            # Threads of the solution may go on for as long as the parent lets them.
+            connection.recv(1)
+            os._exit(0)
+
+
+def _contestant(order: Order, memory: int) -> Contestant:
+    if order.device != "cpu":
+        from .gpu_contestant import GpuContestant
+
+        return GpuContestant(order, memory)
+    from .contestant import Contestant
+
+    return Contestant(order, memory)
+
+
+def enter(folder: Path, confined: bool) -> None:
+    """Work in `folder`, build there and, if confined, have it for a home.
+
+    Compilers for a GPU keep what they have compiled at home, which costs minutes.
+    """
+    os.chdir(folder)
+    places = ("HOME", "TMPDIR", "XDG_CACHE_HOME", "TRITON_HOME") if confined else ()
+    for name in ("FIB_CACHE_PATH", *places):
+        os.environ[name] = str(folder)
