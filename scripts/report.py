@@ -20,10 +20,12 @@ from bundle.cli import add_data, exit_with, make_parser
 from bundle.comparison.traces import load_traces
 from bundle.files import replace_section, write_whole
 from bundle.page.headlines import headlines
-from bundle.page.page import Page, machines_of, render, solutions_of
-from bundle.page.plots import png
-from bundle.page.views import line_plots
+from bundle.page.page import Machine, Page, machines_of, render, solutions_of
+from bundle.page.plots import png, png_of_panels
+from bundle.page.views import line_plots, ratio_panels
 from bundle.paths import ROOT, BadInput
+from bundle.probes.layer import LayerReport
+from bundle.probes.store import report_path
 
 TITLE = "DeepSeek-V3's FP8 MoE layer: solutions compared"
 
@@ -71,6 +73,8 @@ def main(arguments: Sequence[str]) -> int:
                 image.write_bytes(png(plot, page.solutions, mode, compared[0].hardware))
                 images.append(image)
         print(f"{options.images}: {', '.join(image.name for image in images)}")
+    for machine in machines:
+        write_ratios(machine, options, page.solutions)
     if options.readme:
         images = os.path.relpath(options.images, options.readme.parent)
         section = headlines(page.machines, options.data, f"{images}/latency")
@@ -80,6 +84,21 @@ def main(arguments: Sequence[str]) -> int:
             raise BadInput(f"{options.readme}: {error}") from None
         write_whole(options.readme, text)
     return 0
+
+
+def write_ratios(machine: Machine, options: argparse.Namespace, solutions: Sequence[str]) -> None:
+    """Pictures of the machine's layer times over T, if it has a report of several routings."""
+    report = machine.reports.get(LayerReport.kind)
+    panels = ratio_panels(report, options.data) if report else []
+    if len(panels) < 2:
+        return
+    options.images.mkdir(parents=True, exist_ok=True)
+    title = f"GPU time over the best other solution's, {machine.hardware}"
+    stem = report_path(options.images, LayerReport, machine.hardware).stem
+    for mode in ("light", "dark"):
+        image = options.images / f"{stem}-{mode}.png"
+        image.write_bytes(png_of_panels(title, panels, solutions, mode))
+        print(image)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Whole-layer times, on a device that computes nothing and a layer small enough for the CPU."""
 
+from functools import partial
+
 import layer
 import pytest
 import torch
@@ -16,7 +18,7 @@ from bundle.probes.layer import (
     layer_sheets,
     ratio_to_best_other,
 )
-from bundle.probes.layer_probe import LayerProbe
+from bundle.probes.layer_probe import LEAST_COLD, LayerProbe, Measurement
 from bundle.probes.profiler import ProfiledCall
 from bundle.probes.roofline import RooflineReport
 from bundle.probes.store import Failed, load, report_path, save
@@ -153,7 +155,11 @@ def test_sheets_show_times_the_floor_and_ratios_to_the_best_other():
     report = report_of(
         ("T=1", "a", 50.0), ("T=1", "b", 100.0), ("T=7", "a", 80.0), ("T=7", "b", None)
     )
-    times, ratios, *_ = layer_sheets(report, Gpu(4.0, 1000.0, "given"))
+    summary, times, ratios, *_ = layer_sheets(report, Gpu(4.0, 1000.0, "given"))
+    assert [[entry.text for entry in line] for line in summary.rows] == [
+        ["workload", "a", "1 of 1", "0.500", "0.500", "0.500", "T=1"],
+        ["workload", "b", "0 of 1", "2.000", "2.000", "2.000", "T=1"],
+    ]
     texts = [[entry.text for entry in line] for line in times.rows]
     floor = f"{2 * 3 * 2048 * 7168 / 4e6:,.1f}"
     assert texts == [
@@ -164,6 +170,38 @@ def test_sheets_show_times_the_floor_and_ratios_to_the_best_other():
         ["T=1", "0.500", "2.000"],
         ["T=7", "-", "-"],
     ]
+
+
+def test_ratios_are_summed_up_by_routing():
+    report = report_of(*((f"T={t}", "a", 10.0 * t) for t in (1, 2, 3)),
+                       *((f"T={t}", "b", 20.0) for t in (1, 2, 3)))  # fmt: skip
+    for row in report.rows:
+        row.seq_len = int(row.workload[2:])
+        row.routing = "uniform" if row.seq_len < 3 else "all-local"
+    summary = layer_sheets(report, None)[0]
+    assert [[entry.text for entry in line] for line in summary.rows] == [
+        ["uniform", "a", "1 of 2", "0.500", "0.750", "1.000", "T=2"],
+        ["uniform", "b", "0 of 2", "1.000", "1.500", "2.000", "T=1"],
+        ["all-local", "a", "0 of 1", "1.500", "1.500", "1.500", "T=3"],
+        ["all-local", "b", "1 of 1", "0.667", "0.667", "0.667", "T=3"],
+    ]
+    assert summary.breaks == {2}
+
+
+def test_close_solutions_get_enough_rounds_whatever_the_budget():
+    """And one that is much slower only one."""
+    device = FakeDevice()
+    probe = LayerProbe(Timer(device), Maker(), [], row_us=1)
+    works = {"fast": 300, "close": 500, "slow": 5000}
+    entries = [
+        Measurement(Solution(name, None, False), partial(device.work, us, name), us)
+        for name, us in works.items()
+    ]
+    probe.cold(entries)
+    counts = {name: device.log.count(name) for name in works}
+    # up to two calls tell how long the host takes
+    assert counts == {"fast": 2 + LEAST_COLD, "close": 2 + LEAST_COLD, "slow": 1 + 1}
+    assert entries[0].times["cold_us"] == 300
 
 
 def test_a_report_of_failures_only_has_no_tables():
@@ -180,6 +218,7 @@ def test_the_ratio_needs_another_solution():
 def test_routings_do_what_their_names_say(routing, seq_len):
     case = routed_case(routing, seq_len)
     loads = case.loads()
+    assert sum(loads) > 0
     assert case.seq_len == seq_len and case.uuid != routed_case(routing, seq_len + 1).uuid
     if routing == "all-local":
         assert sum(loads) == 8 * seq_len

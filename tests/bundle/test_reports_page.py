@@ -11,11 +11,11 @@ from bundle.comparison.figures import compare
 from bundle.comparison.traces import load_traces
 from bundle.page.page import machines_of, stage_class
 from bundle.page.plots import Plot, Series, png, svg
-from bundle.page.views import Bar, Bars, line_plots, stage_names
+from bundle.page.views import Bar, Bars, line_plots, ratio_panels, stage_names
 from bundle.paths import ROOT, BadInput
 from bundle.probes.roofline import rates
 from bundle.probes.store import Report
-from report_factory import H100, H200, SOLUTIONS, traces, write_all
+from report_factory import H100, H200, SOLUTIONS, layer_report, traces, write_all
 from trace_factory import ROWS, make_trace, moe_workload, write_traces
 
 
@@ -45,10 +45,24 @@ def test_the_page_is_one_small_file(site):
     assert page.stat().st_size < 3e6
     for outside in ("http://", "https://", '<link rel="stylesheet', "<script src", "@import"):
         assert outside not in text.replace("http://www.w3.org/", "")
-    assert sorted(path.name for path in (site / "img").iterdir()) == [
-        "floor-dark.png", "floor-light.png", "latency-dark.png", "latency-light.png",
-        "speedup-dark.png", "speedup-light.png",
-    ]  # fmt: skip
+    assert {path.name for path in (site / "img").iterdir()} == {
+        f"{name}-{mode}.png"
+        for name in ("floor", "latency", "speedup", "layer-nvidia-h200")
+        for mode in ("dark", "light")
+    }
+
+
+def test_a_picture_of_the_layers_leaves_out_what_is_always_far_behind(tmp_path):
+    made = layer_report()
+    for row in made.rows:
+        row.cold_us = {"torch_moe": 500.0, "flashinfer_moe": 190.0}.get(row.solution, 100.0)
+    panels = ratio_panels(made, tmp_path)
+    assert [name for name, _ in panels] == ["workload", "all-local"]
+    for _, plot in panels:
+        drawn = {series.name for series in plot.series}
+        assert drawn == {*SOLUTIONS} - {"torch_moe"} and plot.level == 1.0
+    made.rows = [row for row in made.rows if row.seq_len == 901]
+    assert ratio_panels(made, tmp_path) == []  # nothing to draw a line through
 
 
 def test_the_page_is_the_same_every_time(site, tmp_path):

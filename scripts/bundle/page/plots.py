@@ -16,9 +16,10 @@ import matplotlib
 
 matplotlib.use("Agg")  # never opens a window
 
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
 SVG = "http://www.w3.org/2000/svg"
 INK, MUTED, GRID, PAPER = "ink", "muted", "grid", "paper"
@@ -35,6 +36,7 @@ LIGHT = {INK: "#1a1d21", MUTED: "#5c6470", GRID: "#e3e6ea", PAPER: "#ffffff"}
 DARK = {INK: "#e8eaed", MUTED: "#9aa3af", GRID: "#2d333b", PAPER: "#14171a"}
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", "p")
 MOST_MARKED = 60  # workloads; with more, markers would hide the lines
+LEVEL_TICKS = (0.6, 0.7, 0.8, 0.9, 1, 1.2, 1.5, 2, 3, 5, 10, 20, 50, 100)
 WIDE, NARROW = (10.6, 4.3), (4.3, 4.3)  # inches; the page shows one or the other
 
 
@@ -79,9 +81,14 @@ def colour_name(index: int) -> str:
 
 def draw(plot: Plot, names: Sequence[str], size: tuple[float, float], colours: dict) -> Figure:
     """names: all solutions, of any plot; they decide over colours and markers."""
-    narrow = size[0] < 6
     figure = Figure(figsize=size, layout="constrained", facecolor=colours[PAPER])
-    axes = figure.add_subplot(facecolor=colours[PAPER])
+    draw_on(figure.add_subplot(), plot, names, colours, narrow=size[0] < 6)
+    return figure
+
+
+def draw_on(axes: Axes, plot: Plot, names: Sequence[str], colours: dict, narrow: bool) -> None:
+    """narrow: there is no room for much text."""
+    axes.set_facecolor(colours[PAPER])
     x = range(len(plot.workloads))
     if plot.log:
         axes.set_yscale("log")
@@ -115,6 +122,8 @@ def draw(plot: Plot, names: Sequence[str], size: tuple[float, float], colours: d
         axes.set_ylim(bottom=lowest * 0.7)
     if plot.ceiling:
         axes.set_ylim(0, plot.ceiling * 1.05)
+    if plot.level:
+        axes.yaxis.set_major_locator(FixedLocator(LEVEL_TICKS))
     shown = [*x][:: -(-len(x) // (7 if narrow else 20))]
     axes.set_xticks(shown, [plot.workloads[i].removeprefix("T=") for i in shown])
     axes.set_xlabel("tokens (T), one workload each", color=colours[MUTED])
@@ -127,7 +136,6 @@ def draw(plot: Plot, names: Sequence[str], size: tuple[float, float], colours: d
     axes.tick_params(colors=colours[MUTED], length=0, labelsize=9, which="both")
     for spine in axes.spines.values():
         spine.set_visible(False)
-    return figure
 
 
 def svg(plot: Plot, names: Sequence[str], size: tuple[float, float]) -> str:
@@ -179,6 +187,35 @@ def png(plot: Plot, names: Sequence[str], mode: str, hardware: str) -> bytes:
         f"{plot.title}, {hardware}", loc="left", color=colours[INK], fontsize=13
     )
     figure.legend(loc="outside right upper", frameon=False, labelcolor=colours[INK], fontsize=9)
+    return _png(figure)
+
+
+def png_of_panels(
+    title: str, panels: Sequence[tuple[str, Plot]], names: Sequence[str], mode: str
+) -> bytes:
+    """Plots with a name each, two beside each other, with one legend and one scale."""
+    colours = THEMES[mode]
+    rows = -(-len(panels) // 2)
+    size = WIDE[0], 0.4 + 2.9 * rows
+    figure = Figure(figsize=size, layout="constrained", facecolor=colours[PAPER])
+    grid = figure.subplots(rows, 2, sharey=True, squeeze=False).flatten()
+    lines = {}
+    for axes, (name, plot) in zip(grid, panels, strict=False):
+        draw_on(axes, plot, names, colours, narrow=True)
+        axes.set_title(name, loc="left", color=colours[INK], fontsize=10)
+        lines |= {line.get_label(): line for line in axes.get_lines() if line.get_gid()}
+    for axes in grid[len(panels) :]:
+        axes.set_visible(False)
+    figure.suptitle(title, x=0.01, ha="left", color=colours[INK], fontsize=13)
+    shown = [name for name in names if name in lines]
+    figure.legend(
+        [lines[name] for name in shown], shown, loc="outside right upper", frameon=False,
+        labelcolor=colours[INK], fontsize=9,
+    )  # fmt: skip
+    return _png(figure)
+
+
+def _png(figure: Figure) -> bytes:
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=130, metadata={"Software": None})
     return out.getvalue()

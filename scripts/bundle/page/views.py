@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -22,7 +22,7 @@ from ..probes.baseline import pick_baseline
 from ..probes.gemm import USUAL_BASELINE, GemmReport, gemm_figures, gemm_ratios, gemm_sheets
 from ..probes.layer import (
     LayerReport,
-    Workload,
+    by_routing,
     by_workload,
     layer_sheets,
     ratio_to_best_other,
@@ -38,6 +38,7 @@ from ..sheets import Sheet
 from .plots import Plot, Series
 
 GAP = "gap"  # the time in which no kernel ran
+FAR = 2.0
 LONG = 2.0  # a bar longer than this times the median is cut
 
 
@@ -106,12 +107,8 @@ def line_plots(comparison: Comparison, prefix: str) -> list[Plot]:
 def layer_plots(report: LayerReport, prefix: str, folder: Path) -> list[tuple[str, list[Plot]]]:
     """For each routing its name, the cold times over T and their ratios to the best other."""
     gpu = rates(folder, report.provenance.hardware)
-    routings: dict[str, list[Workload]] = defaultdict(list)
-    for rows in by_workload(report):
-        routings[next(iter(rows.values())).routing].append(rows)
     found = []
-    for routing, workloads in routings.items():
-        workloads.sort(key=lambda rows: next(iter(rows.values())).seq_len)
+    for routing, workloads in by_routing(by_workload(report)).items():
         first = [next(iter(rows.values())) for rows in workloads]
         names = [f"T={row.seq_len}" for row in first]
         floors = [row.floor_us(gpu) for row in first]
@@ -136,6 +133,23 @@ def layer_plots(report: LayerReport, prefix: str, folder: Path) -> list[tuple[st
         ]
         found.append((routing, [plot for plot in plots if plot.series]))
     return found
+
+
+def ratio_panels(report: LayerReport, folder: Path) -> list[tuple[str, Plot]]:
+    """For each routing with several workloads, its name and the ratios of the solutions that come
+    within FAR of the best other somewhere: a picture for a document."""
+    panels = []
+    for routing, plots in layer_plots(report, "panel", folder):
+        for plot in plots:
+            if plot.level is None or len(plot.workloads) < 2:
+                continue
+            near = [
+                series
+                for series in plot.series
+                if min(value for value in series.values if value is not None) < FAR
+            ]
+            panels.append((routing, replace(plot, series=near)))
+    return panels
 
 
 def _some(all_series: list[Series]) -> list[Series]:

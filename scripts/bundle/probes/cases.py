@@ -42,6 +42,7 @@ ROUTINGS = {
     FEW_EXPERTS: "every token goes to the same 4 local experts",
 }
 MOST_TOKENS = 65_536
+FIRST_TOKENS = 64  # more do not all miss the local experts
 MOST_LOCAL = 4  # local experts per token in a synthetic case; routing takes 8 in all
 
 
@@ -133,7 +134,7 @@ def made_case(name: str, seq_len: int, routing: Callable) -> Case:
 
 
 def routed_case(routing: str, seq_len: int) -> Case:
-    """seq_len tokens under one of ROUTINGS."""
+    """seq_len tokens under one of ROUTINGS; one local pair there is at least."""
     if not 1 <= seq_len <= MOST_TOKENS:
         raise BadInput(f"--seq-len: expected 1 to {MOST_TOKENS}, got {seq_len}")
     if routing == FEW_EXPERTS:
@@ -142,12 +143,16 @@ def routed_case(routing: str, seq_len: int) -> Case:
 
         def made() -> tuple[torch.Tensor, torch.Tensor]:
             random = torch.Generator().manual_seed(seq_len)
-            logits = torch.randn(seq_len, NUM_EXPERTS, generator=random)
-            if routing == ALL_LOCAL:
-                logits[:, :NUM_LOCAL_EXPERTS] += 10.0
-            elif routing == SKEWED:
-                logits += popularity()
-            return logits, torch.zeros(NUM_EXPERTS, dtype=torch.bfloat16)
+            bias = torch.zeros(NUM_EXPERTS, dtype=torch.bfloat16)
+            while True:
+                logits = torch.randn(seq_len, NUM_EXPERTS, generator=random)
+                if routing == ALL_LOCAL:
+                    logits[:, :NUM_LOCAL_EXPERTS] += 10.0
+                elif routing == SKEWED:
+                    logits += popularity()
+                ids, _ = reference_route(ROOT)(logits[:FIRST_TOKENS], bias, 1.0)
+                if sum(loads_of(ids, 0, NUM_LOCAL_EXPERTS)):
+                    return logits, bias
 
     return made_case(f"{routing} T={seq_len}", seq_len, made)
 

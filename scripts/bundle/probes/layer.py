@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from statistics import median
 
 from ..comparison.floor import Gpu, MoeGeometry
-from ..sheets import BEST, DIM, FAILED, Entry, Heading, Sheet, number
+from ..sheets import BEST, DIM, FAILED, Entry, Heading, Sheet, number, number_entry
 from .store import Report, Row
 
 
@@ -87,7 +88,8 @@ UNRANKED = ("MHz", "W")
 
 
 def layer_sheets(report: LayerReport, gpu: Gpu | None) -> list[Sheet]:
-    """A sheet per figure, then each solution's cold time against the best of the others."""
+    """Each solution's cold time against the best of the others, by routing where there are several
+    workloads; then a sheet per figure, the ratios of each workload behind the first."""
     workloads = by_workload(report)
     if not workloads:
         return []
@@ -99,6 +101,9 @@ def layer_sheets(report: LayerReport, gpu: Gpu | None) -> list[Sheet]:
     ]
     if len(names) > 1:
         sheets.insert(1, _ratio_sheet(workloads, names))
+        summary = _routing_sheet(by_routing(workloads), names)
+        if len(workloads) > 1 and summary.rows:
+            sheets.insert(0, summary)
     return sheets
 
 
@@ -108,6 +113,16 @@ def by_workload(report: LayerReport) -> list[Workload]:
     for row in report.rows:
         found[row.uuid][row.solution] = row
     return [*found.values()]
+
+
+def by_routing(workloads: Sequence[Workload]) -> dict[str, list[Workload]]:
+    """The workloads of each routing, those with fewer tokens first."""
+    found: dict[str, list[Workload]] = defaultdict(list)
+    for rows in workloads:
+        found[next(iter(rows.values())).routing].append(rows)
+    for several in found.values():
+        several.sort(key=lambda rows: next(iter(rows.values())).seq_len)
+    return found
 
 
 def solutions_of(report: LayerReport) -> list[str]:
@@ -169,3 +184,33 @@ def _ratio_sheet(workloads: Sequence[Workload], solutions: Sequence[str]) -> She
         lines.append(line)
     headings = [Heading("workload", left=True), *(Heading(name) for name in solutions)]
     return Sheet("Cold time / the best other solution's", headings, lines)
+
+
+def _routing_sheet(routings: dict[str, list[Workload]], solutions: Sequence[str]) -> Sheet:
+    """For each routing and solution: on how many workloads it is first, and the least, the median
+    and the greatest ratio to the best other, with the workload of the greatest."""
+    lines = []
+    breaks = set()
+    for routing, workloads in routings.items():
+        breaks.add(len(lines))
+        for name in solutions:
+            ratios = {
+                rows[name].seq_len: ratio
+                for rows in workloads
+                if (ratio := ratio_to_best_other(name, rows)) is not None
+            }
+            if not ratios:
+                continue
+            worst = max(ratios, key=lambda seq_len: ratios[seq_len])
+            firsts = sum(ratio < 1 for ratio in ratios.values())
+            figures = min(ratios.values()), median(ratios.values()), ratios[worst]
+            lines.append([
+                Entry(routing), Entry(name), Entry(f"{firsts} of {len(ratios)}"),
+                *(number_entry(figure, ".3f") for figure in figures), Entry(f"T={worst}"),
+            ])  # fmt: skip
+    headings = [
+        Heading("routing", left=True), Heading("solution", left=True), Heading("first on"),
+        Heading("least"), Heading("median"), Heading("greatest"), Heading("at"),
+    ]  # fmt: skip
+    title = "Cold time / the best other solution's, by routing"
+    return Sheet(title, headings, lines, frozenset(breaks - {0}))

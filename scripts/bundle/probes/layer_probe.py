@@ -20,6 +20,9 @@ from .timer import Call, Timer
 # Shares of a row's time, and the most calls that make sense.
 COLD, SUSTAINED, REPLAYED, HOST = 0.5, 0.2, 0.2, 0.1
 MOST_COLD, MOST_SUSTAINED, MOST_HOST = 25, 2000, 10
+# Solutions whose calls take less than CLOSE times the fastest's get this many cold rounds at least,
+# whatever the budget: a median of fewer does not tell them apart.
+LEAST_COLD, CLOSE = 5, 2.0
 PROFILED = 3  # calls of each solution
 CHECKED_TOKENS = 16
 WORST_ERROR = 0.1  # relative L2; fp8's own rounding between the GEMMs costs 0.023
@@ -149,7 +152,14 @@ class LayerProbe:
     def cold(self, entries: Sequence[Measurement]) -> None:
         """Every solution in turn."""
         running = [entry for entry in entries if entry.error is None]
-        rounds = [self.timer.rounds_in(COLD * self.row_us, e.us, MOST_COLD) for e in running]
+        close_us = CLOSE * min((entry.us for entry in running), default=0.0)
+        rounds = [
+            max(
+                self.timer.rounds_in(COLD * self.row_us, entry.us, MOST_COLD),
+                LEAST_COLD if entry.us <= close_us else 1,
+            )
+            for entry in running
+        ]
         found = self.timer.cold([entry.call for entry in running], rounds)
         for entry, times in zip(running, found, strict=True):
             middle = median(times.us)
