@@ -89,7 +89,7 @@ def main(arguments: Sequence[str]) -> int:
 def write_ratios(machine: Machine, options: argparse.Namespace, solutions: Sequence[str]) -> None:
     """Pictures of the machine's layer times over T, if it has a report of several routings."""
     report = machine.reports.get(LayerReport.kind)
-    panels = ratio_panels(report, options.data) if report else []
+    panels = ratio_panels(report, options.data) if isinstance(report, LayerReport) else []
     if len(panels) < 2:
         return
     options.images.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ matplotlib.use("Agg")  # never opens a window
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
 SVG = "http://www.w3.org/2000/svg"
@@ -199,11 +200,11 @@ def png_of_panels(
     size = WIDE[0], 0.4 + 2.9 * rows
     figure = Figure(figsize=size, layout="constrained", facecolor=colours[PAPER])
     grid = figure.subplots(rows, 2, sharey=True, squeeze=False).flatten()
-    lines = {}
+    lines: dict[str, Line2D] = {}
     for axes, (name, plot) in zip(grid, panels, strict=False):
         draw_on(axes, plot, names, colours, narrow=True)
         axes.set_title(name, loc="left", color=colours[INK], fontsize=10)
-        lines |= {line.get_label(): line for line in axes.get_lines() if line.get_gid()}
+        lines |= {str(line.get_label()): line for line in axes.get_lines() if line.get_gid()}
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
     figure.suptitle(title, x=0.01, ha="left", color=colours[INK], fontsize=13)

@@ -189,7 +189,7 @@ def _ratio_sheet(workloads: Sequence[Workload], solutions: Sequence[str]) -> She
 def _routing_sheet(routings: dict[str, list[Workload]], solutions: Sequence[str]) -> Sheet:
     """For each routing and solution: on how many workloads it is first, and the least, the median
     and the greatest ratio to the best other, with the workload of the greatest."""
-    lines = []
+    lines: list[list[Entry]] = []
     breaks = set()
     for routing, workloads in routings.items():
         breaks.add(len(lines))
