@@ -19,6 +19,7 @@ from ..comparison.summaries import (
     workload_name,
 )
 from ..probes.baseline import pick_baseline
+from ..probes.footprint import FootprintReport, footprint_sheets
 from ..probes.gemm import USUAL_BASELINE, GemmReport, gemm_figures, gemm_ratios, gemm_sheets
 from ..probes.layer import (
     LayerReport,
@@ -219,6 +220,8 @@ def report_sheets(report: Report, folder: Path) -> list[Sheet]:
             return precision_sheets(report)
         case VerificationReport():
             return verification_sheets(report)
+        case FootprintReport():
+            return footprint_sheets(report)
         case RooflineReport():
             return roofline_sheets(report)
         case _:

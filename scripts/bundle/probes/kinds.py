@@ -1,5 +1,6 @@
 """All kinds of reports, in the order in which the page shows them."""
 
+from .footprint import FootprintReport
 from .gemm import GemmReport
 from .layer import LayerReport
 from .precision import PrecisionReport
@@ -13,5 +14,6 @@ KINDS = (
     GemmReport,
     PrecisionReport,
     VerificationReport,
+    FootprintReport,
     RooflineReport,
 )
