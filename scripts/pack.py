@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from bundle.cli import add_dataset, make_parser
-from bundle.comparison.traces import load_traces
+from bundle.comparison.traces import load_traces, whole_traces
 from bundle.console import open_output, printable
 from bundle.dataset.engine import write_engine_dataset
 from bundle.dataset.exporting import author_of, export_traces
@@ -102,7 +102,7 @@ def _pack_into(
         written.append(path)
     for name in {solution.definition for solution in solutions.values()} if traces else ():
         authors = {s.name: author_of(s.name, s.author) for s in solutions.values()}
-        own = [record.trace for record in load_traces(traces)[0]]
+        own = [trace for trace, _ in whole_traces(load_traces(traces)[0])]
         paths, left_out = export_traces(own, authors, load_definition(dataset, name), dataset)
         written += paths
         if left_out:

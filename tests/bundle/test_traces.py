@@ -1,5 +1,6 @@
 """Loading traces: which files are read, and what is not taken for a result."""
 
+import json
 import math
 from datetime import timezone
 
@@ -67,9 +68,9 @@ def test_timestamps_get_a_zone(tmp_path):
 def test_nan_and_infinity_survive(tmp_path):
     trace = make_trace("a", status="INCORRECT_NUMERICAL", max_error=math.inf)
     trace.evaluation.correctness.max_relative_error = math.nan
-    correctness = load_traces([write_traces(tmp_path, [trace])])[0][0].trace.evaluation.correctness
-    assert math.isinf(correctness.max_absolute_error)
-    assert math.isnan(correctness.max_relative_error)
+    (record,) = load_traces([write_traces(tmp_path, [trace])])[0]
+    assert math.isinf(record.max_absolute_error)
+    assert math.isnan(record.max_relative_error)
 
 
 def test_empty_lines_are_no_traces(tmp_path):
@@ -120,6 +121,58 @@ def test_a_bad_line_is_an_error_with_file_and_line(tmp_path, line, complaint):
     assert len(bad_lines) == 1 and complaint in bad_lines[0]
 
 
+def changed(value, path=()):
+    """JSON values like `value`, each with one thing changed, and where."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield {k: v for k, v in value.items() if k != name}, f"without {(*path, name)}"
+            for new, what in changed(inner, (*path, name)):
+                yield value | {name: new}, what
+        yield value | {"more": 1.5}, f"more in {path}"
+        yield dict(reversed(value.items())), f"{path} in another order"
+    for new in (None, True, "", "12", "NaN", "\x1b", -1.0, 0, 0.0, 3, 1.5, math.nan, [], {}):
+        if value is not new:
+            yield new, f"{path}: {new!r}"
+
+
+@pytest.mark.parametrize("status", ["PASSED", "INCORRECT_NUMERICAL", "RUNTIME_ERROR"])
+def test_a_line_means_the_same_whatever_was_read_before(tmp_path, status):
+    """Lines like earlier ones are read without the harness: never otherwise than it would."""
+    good = json.loads(make_trace("a", status=status).model_dump_json())
+    lines = [json.dumps(line, separators=(",", ":")) for line, _ in changed(good)]
+    spaced = [json.dumps(line) for line, _ in changed(good)][::7]
+    first = lines_of(make_trace("a", status=status))
+    seen = set()
+    for line in [*lines, *spaced]:
+        outcomes = []
+        for text in (f"\n{line}\n", f"{first}{line}\n"):
+            path = tmp_path / "results.jsonl"
+            path.write_text(text)
+            records, bad = (
+                load_traces([path], skip_bad_lines=True) if first in text else alone(path)
+            )
+            own = [
+                r._replace(where=r.where.facts, workload=r.workload.uuid)
+                for r in records
+                if r.line == 2
+            ]
+            outcomes.append((own, [message.replace(":1", ":2") for message in bad]))
+        # a workload that only the second file has met before may be said to differ from that
+        if not any("expected that of" in message for message in outcomes[1][1]):
+            assert repr(outcomes[0]) == repr(outcomes[1]), line
+        seen.add(bool(outcomes[1][0]))
+    assert seen == {True, False}
+
+
+def alone(path):
+    """As load_traces, for a file that may have no good line."""
+    try:
+        return load_traces([path], skip_bad_lines=True)
+    except TraceError:
+        path.write_text(path.read_text() + lines_of(make_trace("good")))
+        return load_traces([path], skip_bad_lines=True)
+
+
 def test_a_log_may_speak_of_figures(tmp_path):
     trace = make_trace("a")
     trace.evaluation.log = '{"latency_ms": true}'
@@ -128,8 +181,8 @@ def test_a_log_may_speak_of_figures(tmp_path):
 
 def test_traces_share_their_workload_and_environment(tmp_path):
     first, second = load_traces([write_traces(tmp_path, [make_trace("a"), make_trace("b")])])[0]
-    assert first.trace.workload is second.trace.workload
-    assert first.trace.evaluation.environment is second.trace.evaluation.environment
+    assert first.workload is second.workload
+    assert first.where is second.where
 
 
 def test_many_bad_lines_are_counted(tmp_path):

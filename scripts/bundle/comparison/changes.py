@@ -67,7 +67,7 @@ def chosen(
     return [
         record
         for record in records
-        if definition in (None, record.trace.definition)
+        if definition in (None, record.definition)
         and (not solutions or record.solution in solutions)
     ]
 
@@ -86,7 +86,7 @@ def compare_sides(before: Sequence[TraceRecord], after: Sequence[TraceRecord]) -
         raise ComparisonError(f"before and after are timed differently: {', '.join(sorted(ways))}")
     changes = []
     for key in common:
-        workload = new[key][0].trace.workload
+        workload = new[key][0].workload
         sides = Measured.of(old[key]), Measured.of(new[key])
         name = workload_name(dict(workload.axes))
         changes.append(Change(*key[:3], name, key[3], *sides, verdict(*sides)))
@@ -115,11 +115,11 @@ def verdict(before: Measured | None, after: Measured | None) -> str:
 
 def _by_key(records: Sequence[TraceRecord]) -> dict[Key, list[TraceRecord]]:
     found: dict[Key, list[TraceRecord]] = defaultdict(list)
-    order = sorted(records, key=lambda record: sorted(record.trace.workload.axes.items()))
+    order = sorted(records, key=lambda record: sorted(record.workload.axes.items()))
     for record in order:
-        trace = record.trace
         hardware = record.environment["hardware"]
-        found[trace.definition, hardware, record.solution, trace.workload.uuid].append(record)
+        uuid = record.workload.uuid
+        found[record.definition, hardware, record.solution, uuid].append(record)
     return found
 
 
@@ -137,7 +137,7 @@ def _differences(
     def values(side: dict[Key, list[TraceRecord]]) -> dict[str, set[str]]:
         found: dict[str, set[str]] = defaultdict(set)
         for record in (record for key in common for record in side[key]):
-            notes = {name: record.trace.evaluation.environment.libs.get(name) for name in NOTES}
+            notes = {name: record.where.libs.get(name) for name in NOTES}
             for name, value in (record.environment | notes).items():
                 found[name].add(value or ABSENT)
         return found

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from ..machine import UNKNOWN
 from ..paths import BadInput
 from .floor import Routing
-from .traces import DRIVER, HARNESS, LAYOUT_0_1, TraceRecord
+from .traces import DRIVER, HARNESS, LAYOUT_0_1, Environment, TraceRecord
 
 ABSENT = "absent"  # the value of what a trace's environment does not name
 RELEASES_0_1 = ("0.1.0", "0.1.1", "0.1.2")  # those that LAYOUT_0_1 stands for
@@ -30,12 +30,14 @@ def recorded(name: str, values: Iterable[str]) -> list[str]:
 
 def by_environment(records: Iterable[TraceRecord]) -> dict[str, dict[str, list[TraceRecord]]]:
     """For hardware, harness, driver and each library: the records by value, ABSENT included."""
-    environments = [(record.environment, record) for record in records]
-    names = dict.fromkeys(name for environment, _ in environments for name in environment)
+    by_place: dict[Environment, list[TraceRecord]] = defaultdict(list)
+    for record in records:
+        by_place[record.where].append(record)
+    names = dict.fromkeys(name for where in by_place for name in where.facts)
     by_value: dict[str, dict[str, list[TraceRecord]]] = {name: defaultdict(list) for name in names}
-    for environment, record in environments:
+    for where, own in by_place.items():
         for name in names:
-            by_value[name][environment.get(name, ABSENT)].append(record)
+            by_value[name][where.facts.get(name, ABSENT)] += own
     return by_value
 
 
@@ -49,7 +51,7 @@ def workload_sets(
     """
 
     def kind(record: TraceRecord) -> str | None:
-        routing = routings.get(record.trace.workload.uuid)
+        routing = routings.get(record.workload.uuid)
         return routing.workload_set if routing else None
 
     by_kind: dict[str | None, list[TraceRecord]] = defaultdict(list)
@@ -58,7 +60,7 @@ def workload_sets(
     mixed = len(by_kind.keys() - {None}) > 1
     described = {}
     for group in by_kind.values() if mixed else _connected(records, kind):
-        uuids = {record.trace.workload.uuid for record in group}
+        uuids = {record.workload.uuid for record in group}
         kinds = {kind(record) for record in group} - {None}
         name = kinds.pop() if kinds else f"workloads such as {min(uuids)}"
         described[f"{len(uuids)} {name}"] = group
@@ -74,7 +76,7 @@ def _connected(
         by_solution[record.solution].append(record)
     connected: list[tuple[set[str], list[TraceRecord]]] = []
     for group in by_solution.values():
-        links = {record.trace.workload.uuid for record in group}
+        links = {record.workload.uuid for record in group}
         links |= {kind(record) for record in group} - {None}
         apart, joined = [], group
         for other_links, other_group in connected:

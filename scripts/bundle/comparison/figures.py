@@ -184,7 +184,7 @@ def compare(
     """
     by_definition: dict[str, list[TraceRecord]] = defaultdict(list)
     for record in records:
-        by_definition[record.trace.definition].append(record)
+        by_definition[record.definition].append(record)
     names = sorted(by_definition)
     if definition is not None:
         if definition not in by_definition:
@@ -255,7 +255,7 @@ def _compare_one(
     workloads = {}
     cells: dict[str, dict[str, Cell]] = defaultdict(dict)
     for (variant, uuid), record in latest.items():
-        workloads[uuid] = record.trace.workload
+        workloads[uuid] = record.workload
         cells[uuid][columns[variant].label] = _cell(record, runs[variant, uuid])
     rows = []
     for uuid, workload in workloads.items():
@@ -315,7 +315,7 @@ def _latest(
     """The latest record of each variant, (solution, differing environment...), and workload."""
     latest: dict[tuple[tuple[str, ...], str], TraceRecord] = {}
     for record in records:
-        key = _variant(record, differing), record.trace.workload.uuid
+        key = _variant(record, differing), record.workload.uuid
         if key not in latest or record.timestamp >= latest[key].timestamp:
             latest[key] = record
     return latest
@@ -329,7 +329,7 @@ def _runs(
     """All records of each variant and workload that were made by the latest one's commit."""
     runs: dict[tuple[tuple[str, ...], str], list[TraceRecord]] = defaultdict(list)
     for record in records:
-        key = _variant(record, differing), record.trace.workload.uuid
+        key = _variant(record, differing), record.workload.uuid
         if record.note(BUNDLE) == latest[key].note(BUNDLE):
             runs[key].append(record)
     return runs
@@ -353,8 +353,8 @@ def _columns(
     times: dict[tuple[str, ...], list[float]] = defaultdict(list)
     for (variant, _), record in latest.items():
         variants[variant] = record
-        if record.passed:
-            times[variant].append(record.trace.evaluation.performance.latency_ms)
+        if record.latency_ms is not None:
+            times[variant].append(record.latency_ms)
     given = {name: position for position, name in enumerate(solutions or ())}
 
     def rank(variant: tuple[str, ...]) -> tuple:
@@ -388,22 +388,16 @@ def _find_baseline(name: str, definition: str, columns: list[Column]) -> str:
 
 def _cell(record: TraceRecord, runs: Sequence[TraceRecord]) -> Cell:
     """What the trace itself says, and the runs that it is the latest of."""
-    evaluation = record.trace.evaluation
     cell = Cell(
-        status=evaluation.status.value,
+        status=record.status,
         timestamp=record.timestamp.isoformat(),
         source=f"{record.path}:{record.line}",
     )
-    if correctness := evaluation.correctness:
-        accuracy = Accuracy(
-            matched_ratio=(correctness.extra or {}).get("matched_ratio"),
-            max_absolute_error=correctness.max_absolute_error,
-            max_relative_error=correctness.max_relative_error,
-        )
-        cell = replace(cell, accuracy=accuracy)
-    if record.passed:
-        latency = evaluation.performance.latency_ms
-        reference = evaluation.performance.reference_latency_ms
+    absolute, relative = record.max_absolute_error, record.max_relative_error
+    if absolute is not None and relative is not None:
+        cell = replace(cell, accuracy=Accuracy(record.matched_ratio, absolute, relative))
+    latency, reference = record.latency_ms, record.reference_ms
+    if latency is not None and reference is not None:
         cell = replace(
             cell,
             latency_us=latency * 1e3,

@@ -93,12 +93,12 @@ def compare_sections(
 
     A baseline that a section lacks is left out there, with a note; in all of them, it is an error.
     """
-    known = {record.trace.definition for record in records}
+    known = {record.definition for record in records}
     if definition is not None and definition not in known:
         raise ComparisonError(
             f"no trace of definition {definition}; there are: {', '.join(sorted(known))}"
         )
-    chosen = [r for r in records if definition is None or r.trace.definition == definition]
+    chosen = [r for r in records if definition is None or r.definition == definition]
     available = {record.solution for record in chosen}
     if unknown := [name for name in solutions or () if name not in available]:
         raise ComparisonError(

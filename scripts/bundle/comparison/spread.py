@@ -30,7 +30,7 @@ class Measured:
         """None if any run failed: what fails sometimes has no latency."""
         if not all(record.passed for record in records):
             return None
-        times = [record.trace.evaluation.performance.latency_ms * 1e3 for record in records]
+        times = [record.latency_ms * 1e3 for record in records if record.latency_ms is not None]
         lone = ASSUMED_SPREAD if len(times) == 1 else 0.0
         return cls(len(times), fmean(times), min(times) * (1 - lone), max(times) * (1 + lone))
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from math import inf
 from pathlib import Path
+from typing import NamedTuple
 
-from flashinfer_bench.data import Environment, EvaluationStatus, ScalarInput, Trace, Workload
+from flashinfer_bench.data import EvaluationStatus, ScalarInput, Trace, Workload
 from pydantic import ValidationError
+from pydantic_core import from_json
 
 from ..hardware import emulated, unmarked
 from ..machine import UNKNOWN
@@ -44,44 +47,62 @@ class TraceError(BadInput):
     """Trace data that cannot be used; the message names the file and the line."""
 
 
-@dataclass(frozen=True)
-class TraceRecord:
-    """One result: a trace with a solution and an evaluation, and where it was read."""
+class Environment:
+    """Where traces were made; one object for all that agree."""
 
-    trace: Trace
-    timestamp: datetime  # aware; the harness writes local time without a zone, taken as UTC
-    harness: str
+    def __init__(self, hardware: str, libs: dict[str, str], harness: str) -> None:
+        """As a trace has them; harness: what the folders tell of it."""
+        self.libs = libs
+        recorded = {name: libs[name] for name in sorted(libs) if name not in NOTES}
+        harness = recorded.pop(HARNESS, harness)
+        # what is emulated was run on the same machine as the rest
+        self.facts = {"hardware": unmarked(hardware), HARNESS: harness, **recorded}
+        """Everything that the figures may depend on, hardware first. The harness's own version
+        counts, where it is recorded; the folders tell it else."""
+        self.emulated = emulated(hardware)
+        """The architecture that was emulated for the solution, such as sm_90a; None if none was."""
+
+
+class TraceRecord(NamedTuple):
+    """What is compared of one result, and where it was read."""
+
+    definition: str
+    workload: Workload
+    solution: str
+    status: str
+    """An EvaluationStatus of the harness."""
+    latency_ms: float | None
+    reference_ms: float | None
+    """0 if the reference was not timed. Both None unless it passed."""
+    max_absolute_error: float | None
+    max_relative_error: float | None
+    """None where the harness compared nothing."""
+    matched_ratio: float | None
+    timestamp: datetime
+    """Aware; the harness writes local time without a zone, taken as UTC."""
+    where: Environment
     path: Path
     line: int
 
     @property
-    def solution(self) -> str:
-        return self.trace.solution
-
-    @property
     def passed(self) -> bool:
-        return self.trace.is_successful()
+        return self.latency_ms is not None
 
     @property
     def environment(self) -> dict[str, str]:
-        """Everything about where the trace was made that its figures may depend on, hardware first.
+        return self.where.facts
 
-        The harness's own version counts, where it is recorded; the folders tell it else.
-        """
-        recorded = self.trace.evaluation.environment
-        libs = {name: recorded.libs[name] for name in sorted(recorded.libs) if name not in NOTES}
-        harness = libs.pop(HARNESS, self.harness)
-        # what is emulated was run on the same machine as the rest
-        return {"hardware": unmarked(recorded.hardware), HARNESS: harness, **libs}
+    @property
+    def harness(self) -> str:
+        return self.where.facts[HARNESS]
 
     @property
     def emulated(self) -> str | None:
-        """The architecture that was emulated for the solution, such as sm_90a; None if none was."""
-        return emulated(self.trace.evaluation.environment.hardware)
+        return self.where.emulated
 
     def note(self, name: str) -> str:
         """One of NOTES; `absent` where it was not recorded."""
-        return self.trace.evaluation.environment.libs.get(name, "absent")
+        return self.where.libs.get(name, "absent")
 
 
 def load_traces(
@@ -96,16 +117,17 @@ def load_traces(
     """
     records: list[TraceRecord] = []
     bad_lines: list[str] = []
-    shared = Shared()
-    for path, harness in _trace_files(paths).items():
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    records.append(_parse(line, harness, path, number, shared))
-                except TraceError as error:
-                    bad_lines.append(f"{path}:{number}: {error}")
+    reader = Reader()
+    with no_garbage_collection():
+        for path, harness in _trace_files(paths).items():
+            with path.open("rb") as file:
+                for number, line in enumerate(file, start=1):
+                    if not line.strip():
+                        continue
+                    try:
+                        records.append(reader.record(line, harness, path, number))
+                    except TraceError as error:
+                        bad_lines.append(f"{path}:{number}: {error}")
     if bad_lines and not skip_bad_lines:
         shown = "\n  ".join(bad_lines[:10])
         more = f"\n  and {len(bad_lines) - 10} more" if len(bad_lines) > 10 else ""
@@ -113,6 +135,19 @@ def load_traces(
     if not records:
         raise TraceError(f"no traces in {', '.join(map(str, paths)) or 'an empty list of paths'}")
     return records, bad_lines
+
+
+@contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """For code that makes many objects and no cycles: the collector walks over all of them again
+    and again, a fifth of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _trace_files(paths: Iterable[Path]) -> dict[Path, str]:
@@ -145,15 +180,110 @@ def _harness_of(file: Path, root: Path | None) -> str:
     return {2: LAYOUT_0_1, 3: LAYOUT_BY_AUTHOR}.get(depth, UNKNOWN)
 
 
-class Shared:
-    """What many traces have in common, kept once: most of the memory of a trace."""
+def whole_traces(records: Sequence[TraceRecord]) -> list[tuple[Trace, bytes]]:
+    """The harness's own object of each record, and its line, which may hold more."""
+    lines = {path: path.read_bytes().split(b"\n") for path in {r.path for r in records}}
+    own = [lines[record.path][record.line - 1] for record in records]
+    return [(Trace.model_validate_json(line), line) for line in own]
+
+
+class Reader:
+    """Turns lines into records.
+
+    The harness's model of a trace takes a tenth of a millisecond and 4 kB to make. So it judges one
+    line of a kind; others of that kind, which differ in their figures only, are read here. Whatever
+    is not like a line that was accepted before goes to the harness.
+    """
 
     def __init__(self) -> None:
+        self._heads: dict[bytes, tuple[str, Workload]] = {}
+        """Definition and workload by the bytes of a line before its solution."""
         self._workloads: dict[str, tuple[Workload, dict[str, float], str]] = {}
+        """By uuid, with the scalars and the line where it was first seen."""
+        self._solutions: dict[str, str] = {}
         self._environments: dict[tuple, Environment] = {}
+        self._kinds: set[tuple] = set()
 
-    def share(self, trace: Trace, source: str) -> None:
-        """Raises TraceError for a workload whose uuid was another's before."""
+    def record(self, line: bytes, harness: str, path: Path, number: int) -> TraceRecord:
+        """Raises TraceError, which says what is wrong with the line."""
+        return self._quickly(line, harness, path, number) or self._carefully(
+            line, harness, path, number
+        )
+
+    def _quickly(self, line: bytes, harness: str, path: Path, number: int) -> TraceRecord | None:
+        """None for what is not like an earlier line in everything but figures, time and log."""
+        cut = line.find(SOLUTION)
+        head = self._heads.get(line[:cut])
+        if head is None:
+            return None
+        try:
+            rest = from_json(b"{" + line[cut:])
+            evaluation = rest["evaluation"]
+            if _kind(rest) not in self._kinds or type(evaluation["log"]) is not str:
+                return None
+            solution = self._solutions[rest["solution"]]
+            where = self._environments[_environment_key(evaluation["environment"], harness)]
+            timestamp = _timestamp(evaluation["timestamp"])
+            latency = reference = absolute = relative = matched = None
+            if performance := evaluation.get("performance"):
+                latency, reference = performance["latency_ms"], performance["reference_latency_ms"]
+                speedup = performance["speedup_factor"]
+                if not (_are_figures(latency, reference, speedup) and latency):
+                    return None
+            if correctness := evaluation.get("correctness"):
+                absolute = correctness["max_absolute_error"]
+                relative = correctness["max_relative_error"]
+                if (extra := correctness.get("extra")) and "matched_ratio" in extra:
+                    matched = extra["matched_ratio"]
+                ratio = 0.0 if matched is None else matched
+                if not (_are_figures(absolute, relative, ratio) and ratio <= 1):
+                    return None
+        except (KeyError, TypeError, ValueError, AttributeError):
+            return None
+        return TraceRecord(
+            *head, solution, evaluation["status"], latency, reference, absolute, relative, matched,
+            timestamp, where, path, number,
+        )  # fmt: skip
+
+    def _carefully(self, line: bytes, harness: str, path: Path, number: int) -> TraceRecord:
+        """As the harness reads it, and with figures that are figures."""
+        trace = _parse(line)
+        evaluation = trace.evaluation
+        try:
+            timestamp = _timestamp(evaluation.timestamp)
+        except ValueError:
+            raise TraceError(
+                f"evaluation.timestamp: expected an ISO 8601 time, got {evaluation.timestamp!r}"
+            ) from None
+        _check_names(trace)
+        workload = self._workload(trace, f"{path}:{number}")
+        key = _environment_key(evaluation.environment.model_dump(), harness)
+        where = self._environments.get(key)
+        if where is None:
+            made = evaluation.environment
+            where = self._environments[key] = Environment(made.hardware, made.libs, harness)
+        self._learn(line, trace, workload)
+        correctness, performance = evaluation.correctness, None
+        if evaluation.status is EvaluationStatus.PASSED:
+            performance = evaluation.performance
+        return TraceRecord(
+            trace.definition,
+            workload,
+            trace.solution,
+            evaluation.status.value,
+            performance and performance.latency_ms,
+            performance and performance.reference_latency_ms,
+            correctness and correctness.max_absolute_error,
+            correctness and correctness.max_relative_error,
+            correctness and (correctness.extra or {}).get("matched_ratio"),
+            timestamp,
+            where,
+            path,
+            number,
+        )
+
+    def _workload(self, trace: Trace, source: str) -> Workload:
+        """Its only object; raises TraceError for a workload whose uuid was another's before."""
         workload = trace.workload
         scalars = {n: i.value for n, i in workload.inputs.items() if isinstance(i, ScalarInput)}
         known, known_scalars, first = self._workloads.setdefault(
@@ -164,10 +294,66 @@ class Shared:
                 f"workload.uuid {workload.uuid}: expected that of {first}, {known.axes} and "
                 f"{known_scalars}, got {workload.axes} and {scalars}"
             )
-        trace.workload = known
-        environment = trace.evaluation.environment
-        key = environment.hardware, *sorted(environment.libs.items())
-        trace.evaluation.environment = self._environments.setdefault(key, environment)
+        return known
+
+    def _learn(self, line: bytes, trace: Trace, workload: Workload) -> None:
+        """Take other lines with the same beginning and the same kind of rest for good ones.
+
+        Only if both are objects of their own: then the line is nothing but the two.
+        """
+        cut = line.find(SOLUTION)
+        try:
+            head = from_json(line[:cut].rstrip().removesuffix(b",") + b"}")
+            rest = from_json(b"{" + line[cut:])
+            if head.keys() == {"definition", "workload"}:
+                self._kinds.add(_kind(rest))
+                self._heads[line[:cut]] = trace.definition, workload
+                self._solutions[trace.solution] = trace.solution
+        except (KeyError, TypeError, ValueError, AttributeError):
+            pass  # in another order, which is as good
+
+
+SOLUTION = b'"solution":'
+USUAL_TIME = len("2026-11-20T13:00:00.123456")
+
+
+def _kind(rest: dict) -> tuple:
+    """Everything about a line's solution and evaluation that decides whether the harness takes it,
+    but figures, names, time and log."""
+    evaluation = rest["evaluation"]
+    correctness, performance = evaluation.get("correctness"), evaluation.get("performance")
+    extra = correctness and correctness.get("extra")
+    return (
+        *rest,
+        *evaluation,
+        evaluation["status"],
+        None if correctness is None else tuple(correctness),
+        None if extra is None else tuple(extra),
+        None if performance is None else tuple(performance),
+    )
+
+
+def _environment_key(environment: dict, harness: str) -> tuple:
+    return environment["hardware"], harness, len(environment), *environment["libs"].items()
+
+
+def _are_figures(a: object, b: object, c: object) -> bool:
+    """Whether all are floats, finite and not negative."""
+    if type(a) is type(b) is type(c) is float:
+        return 0 <= a < inf and 0 <= b < inf and 0 <= c < inf
+    return False
+
+
+def _timestamp(text: str) -> datetime:
+    """Raises ValueError."""
+    if len(text) == USUAL_TIME:  # giving it a zone afterwards takes longer than reading it
+        try:
+            return datetime.fromisoformat(text + "+00:00")
+        except ValueError:
+            pass
+    # Python 3.10 does not read the ISO suffix Z.
+    timestamp = datetime.fromisoformat(text.replace("Z", "+00:00"))
+    return timestamp.replace(tzinfo=timezone.utc) if timestamp.tzinfo is None else timestamp
 
 
 def _check_names(trace: Trace) -> None:
@@ -181,8 +367,8 @@ def _check_names(trace: Trace) -> None:
             raise TraceError(f"{what}: expected a name in printable characters, got {name!r}")
 
 
-def _parse(line: bytes, harness: str, path: Path, number: int, shared: Shared) -> TraceRecord:
-    """Turn one line into a record or raise TraceError saying what is wrong with it."""
+def _parse(line: bytes) -> Trace:
+    """The harness's object; raises TraceError saying what is wrong with the line."""
     if lax := NO_NUMBER.search(line):
         figure, value = (group.decode(errors="replace") for group in lax.groups())
         raise TraceError(f"{figure}: expected a number, got {value}")
@@ -210,15 +396,4 @@ def _parse(line: bytes, harness: str, path: Path, number: int, shared: Shared) -
                 "evaluation.correctness.extra.matched_ratio: expected a number from 0 to 1, "
                 f"got {matched_ratio!r}"
             )
-    try:
-        # Python 3.10 does not read the ISO suffix Z.
-        timestamp = datetime.fromisoformat(evaluation.timestamp.replace("Z", "+00:00"))
-    except ValueError:
-        raise TraceError(
-            f"evaluation.timestamp: expected an ISO 8601 time, got {evaluation.timestamp!r}"
-        ) from None
-    if timestamp.tzinfo is None:
-        timestamp = timestamp.replace(tzinfo=timezone.utc)
-    _check_names(trace)
-    shared.share(trace, f"{path}:{number}")
-    return TraceRecord(trace, timestamp, harness, path, number)
+    return trace

@@ -10,7 +10,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from flashinfer_bench.data import Definition, Trace
 
-from ..comparison.traces import load_traces
+from ..comparison.traces import load_traces, whole_traces
 from ..files import replace_file
 from ..paths import BadInput
 
@@ -86,9 +86,7 @@ def _read(path: Path) -> list[tuple[Trace, bytes]]:
     content = path.read_bytes()
     if not content.strip():
         return []
-    lines = content.splitlines(keepends=True)
-    records, _ = load_traces([path])
-    return [(record.trace, lines[record.line - 1].rstrip(b"\r\n") + b"\n") for record in records]
+    return [(trace, line + b"\n") for trace, line in whole_traces(load_traces([path])[0])]
 
 
 def _identity(trace: Trace) -> tuple[str | None, str, str]:
