@@ -49,6 +49,7 @@ class _Launch(ctypes.Structure):  # Launch of scheduler.c
         *((name, ctypes.c_int32) for name in ("schedule", "slice", "omitted", "race")),
         ("seed", ctypes.c_uint64),
         ("max_instructions", ctypes.c_uint64),
+        ("conflicts", ctypes.c_void_p),
     ]
 
 
@@ -65,6 +66,8 @@ class KernelRun:
 
     instructions: by warps. multiply_adds: of the tensor cores. counts: how often warps executed
     each instruction form. counters: the runtime's, by name (bytes by TMA, loads and stores).
+    bank_conflicts: per PTX line, if they were counted: for each load from or store to shared memory
+    by a warp, the turns it took beyond those that its bytes need.
     """
 
     config: LaunchConfig
@@ -73,6 +76,7 @@ class KernelRun:
     multiply_adds: int
     counts: Counter = field(repr=False)
     counters: dict[str, int] = field(repr=False)
+    bank_conflicts: Counter = field(repr=False)
 
 
 class Module:
@@ -95,14 +99,15 @@ class Emulator:
     """How kernels are run.
 
     race: check that accesses to shared memory, tensor memory and global memory are ordered.
-    max_instructions: of all warps of a launch together. omit: PTX line of a synchronisation that is
-    left out, for mutation tests.
+    bank_conflicts: count them. max_instructions: of all warps of a launch together.
+    omit: PTX line of a synchronisation that is left out, for mutation tests.
     """
 
     schedule: Schedule = EAGER
     race: bool = False
     max_instructions: int = MAX_INSTRUCTIONS
     omit: int | None = None
+    bank_conflicts: bool = False
 
     def run(self, module: Module, config: LaunchConfig, ranges: list[tuple[int, int]]) -> KernelRun:
         """Run one launch; `ranges` are the first byte and the end of each accessible buffer.
@@ -120,11 +125,14 @@ class Emulator:
         parameters = _aligned(config.parameters, 64)
         bounds = [bound for pair in merged(ranges) for bound in pair]
         native_bounds = (ctypes.c_uint64 * len(bounds))(*bounds)
+        lines = 1 + max(instruction.line for instruction in program.kernel.instructions)
+        conflicts = (ctypes.c_uint64 * lines)()
         launch = _Launch(
             config.grid, config.block, config.cluster, SHARED_BASE, parameters[1],
             ctypes.addressof(native_bounds), len(bounds) // 2, len(config.parameters),
             self.schedule.number, self.schedule.slice, self.omit or 0, self.race,
             self.schedule.seed, self.max_instructions,
+            ctypes.addressof(conflicts) if self.bank_conflicts else None,
         )  # fmt: skip
         counters = (ctypes.c_uint64 * len(_COUNTERS))()
         executed = (ctypes.c_uint64 * program.native.num_blocks)()
@@ -142,8 +150,9 @@ class Emulator:
         for times, forms in zip(executed, program.forms, strict=True):
             counts.update({form: times * n for form, n in forms.items()})
         return KernelRun(
-            config, seconds, named["instructions"], named["multiply_adds"], counts, named
-        )
+            config, seconds, named["instructions"], named["multiply_adds"], counts, named,
+            Counter({line: turns for line, turns in enumerate(conflicts) if turns}),
+        )  # fmt: skip
 
     @staticmethod
     def _error(program: Program, text: str) -> KernelError:

@@ -4,7 +4,8 @@
 On a CUDA device the harness's own runner and evaluator do the work, with its defaults (10 warm-up
 runs, 50 iterations, 3 trials) and all workloads, and traces go to traces/. Without one, every
 solution that can is run on the CPU, once, on the two smallest workloads, and traces go to
-traces_cpu/; Triton kernels are interpreted, those of CuTe DSL emulated (see emulator/README.md).
+traces_cpu/; Triton kernels are interpreted, those of CuTe DSL emulated (see emulator/README.md),
+two solutions at a time where there are two cores and 12 GiB.
 
 --gpus runs on several GPUs of this machine, --ray on those of a Ray cluster; all solutions of a
 workload run on the same GPU. A GPU or a machine that is lost loses the workload that it had, no
@@ -32,6 +33,7 @@ from bundle.dataset.packing import pack_in_place, solution_folders
 from bundle.harness import make_config
 from bundle.paths import BadInput, check_root
 from bundle.runs.cluster import connect, disconnect, ray_workers
+from bundle.runs.cores import Cores
 from bundle.runs.emulation import ARCHITECTURES
 from bundle.runs.evaluator import Evaluator, make_blobs
 from bundle.runs.gpus import VISIBLE, gpu_processes, visible_gpus
@@ -111,7 +113,7 @@ def parse_arguments(has_gpu: bool) -> argparse.Namespace:
         metavar="RATIO",
         help="share of elements that must be within either tolerance (%(default)s)",
     )
-    # On a CPU interpreted Triton kernels take up to 82 s a call, and an evaluation makes three.
+    # On a CPU interpreted Triton kernels take up to a minute a call, and an evaluation makes two.
     for name, on_gpu, on_cpu in DEFAULTS:
         add(f"--{name}", type=int, metavar="N", help=f"({on_gpu}; on a CPU {on_cpu})")
     if not has_gpu:
@@ -131,7 +133,7 @@ def parse_arguments(has_gpu: bool) -> argparse.Namespace:
     return arguments
 
 
-def open_places(arguments: argparse.Namespace, root: Path, count: int) -> Here | Pool:
+def open_places(arguments: argparse.Namespace, root: Path, count: int) -> Here | Pool | Cores:
     """Where the jobs run. count: the GPUs of this machine."""
     emulated = getattr(arguments, "arch", None)
     if arguments.ray:
@@ -142,7 +144,8 @@ def open_places(arguments: argparse.Namespace, root: Path, count: int) -> Here |
         if len(gpus) > 1:
             return Pool(gpu_processes(gpus, root))
         os.environ[VISIBLE] = gpus[0]
-    return Here(Evaluator(root, emulated))
+        return Here(Evaluator(root, emulated))
+    return Cores(root, emulated)
 
 
 def run(arguments: argparse.Namespace, count: int, console: Console) -> int:
@@ -171,7 +174,10 @@ def run(arguments: argparse.Namespace, count: int, console: Console) -> int:
 
 
 def run_at(
-    places: Here | Pool, trace_set: TraceSet, arguments: argparse.Namespace, console: Console
+    places: Here | Pool | Cores,
+    trace_set: TraceSet,
+    arguments: argparse.Namespace,
+    console: Console,
 ) -> tuple[int, int]:
     """How many evaluations passed, of how many there were to make."""
     device = places.machine.device
@@ -187,8 +193,8 @@ def run_at(
         jobs = unfinished(jobs, arguments.traces, places.machine.hardware)
     if not jobs:
         return 0, 0
-    if not device.is_cuda and isinstance(places, Here):
-        # the CPU runner keeps the baseline, so it costs nothing to store each trace at once
+    if isinstance(places, Cores):
+        # the CPU runner keeps the baseline, so it costs little to store each trace at once
         jobs = split(jobs)
     for job in jobs:
         check_blobs(job.definition, job.workload.workload, trace_set.root)

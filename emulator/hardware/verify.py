@@ -35,7 +35,7 @@ def expected(function: int, first: int, table: torch.Tensor) -> torch.Tensor:
         return _scaled(table, 127 - exponent) | sign << 31
     steps = (arguments(first).double().abs().clamp(max=256) * BINADE).long()
     if sign:
-        steps = torch.where(steps > 0, ~steps, steps)
+        steps = torch.where(steps & (BINADE - 1) > 0, ~steps, -steps)
     return _scaled(table[steps & (BINADE - 1)], steps >> 23)
 
 

@@ -14,14 +14,15 @@ INLINE u32 scaled(u32 bits, s32 power) {
     return exponent >= 255 ? 0x7f800000 : bits + ((u32)power << 23);
 }
 
-// x is cut to multiples of 2^-23; a negative one is then complemented, not negated.
+// x is cut to multiples of 2^-23; a negative one is then complemented, not negated, but for the
+// integers.
 INLINE u32 ex2(u32 a) {
     float x = fabsf(as_float(a));
     int negative = a >> 31;
     if (x != x) return 0x7fffffff;
     if (x >= 256) return negative ? 0 : 0x7f800000;
     s32 steps = (s32)(x * BINADE);
-    if (negative && steps) steps = ~steps;
+    if (negative) steps = steps & (BINADE - 1) ? ~steps : -steps;
     return scaled(ex2_table[steps & (BINADE - 1)], steps >> 23);
 }
 

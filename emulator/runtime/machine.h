@@ -13,6 +13,7 @@
 #define TMEM_COLUMNS 512
 #define NAMED_BARRIERS 16
 #define MAX_CLUSTER 16
+#define BANKS 32
 #define GRANULE 16  // bytes of shared memory whose last writer is remembered
 #define MESSAGE_BYTES 16384
 
@@ -153,7 +154,8 @@ struct Grid {
     u64 random, time, progress, max_instructions;
     int omitted;  // PTX line of an instruction that is left out, or 0
     Counters counters;
-    u64 *executed;  // per basic block
+    u64 *executed;   // per basic block
+    u64 *conflicts;  // of banks, per PTX line; or NULL
     Race *race;
     jmp_buf stop;
     char *message;

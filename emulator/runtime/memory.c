@@ -69,7 +69,29 @@ void load_acquire(Warp *w, Reg active, Reg64 from, int bytes, int n, const u16 *
     w->epoch++;
 }
 
+// Shared memory serves 32 words at a time, one of each bank: of all lanes, or of as many as ask for
+// 32 words. Each further word of a bank takes it another turn, which is counted per PTX line.
+static void count_conflicts(const Warp *w, Reg active, Reg at, int bytes) {
+    u64 *conflicts = w->cta->grid->conflicts;
+    if (!conflicts) return;
+    int lanes = bytes > 4 ? LANES * 4 / bytes : LANES;
+    for (int first = 0; first < LANES; first += lanes) {
+        u32 words[BANKS][LANES], used[BANKS] = {}, turns = 1;
+        for (int l = first; l < first + lanes; l++) {
+            for (u32 word = at[l] / 4; active[l] && word <= (at[l] + bytes - 1) / 4; word++) {
+                u32 bank = word % BANKS, k = 0;
+                while (k < used[bank] && words[bank][k] != word) k++;
+                if (k < used[bank]) continue;
+                words[bank][used[bank]++] = word;
+                if (used[bank] > turns) turns = used[bank];
+            }
+        }
+        conflicts[w->line] += turns - 1;
+    }
+}
+
 void load_shared(Warp *w, Reg active, Reg from, int bytes, int n, const u16 *slots) {
+    count_conflicts(w, active, from, bytes * n);
     FOR_LANES(active) {
         check_aligned(w, "shared", from[l], bytes * n);
         Cta *owner = shared_owner(w, from[l], bytes * n);
@@ -93,6 +115,7 @@ void store_global(Warp *w, Reg active, Reg64 to, int bytes, int n, const u16 *sl
 
 void store_shared(Warp *w, Reg active, Reg to, int bytes, int n, const u16 *slots) {
     w->cta->grid->time++;
+    count_conflicts(w, active, to, bytes * n);
     FOR_LANES(active) {
         check_aligned(w, "shared", to[l], bytes * n);
         Cta *owner = shared_owner(w, to[l], bytes * n);

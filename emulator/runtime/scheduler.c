@@ -14,6 +14,7 @@ typedef struct {
     u32 num_ranges, parameter_bytes;
     s32 schedule, slice, omitted, race;
     u64 seed, max_instructions;
+    u64 *conflicts;  // of banks, per PTX line; or NULL
 } Launch;
 
 #define STUCK_ROUNDS 2000  // without progress, while every warp keeps waiting
@@ -301,7 +302,7 @@ int run_grid(const Program *program, const Launch *launch, Counters *counters, u
     Grid grid = {.program = program, .parameters = launch->parameters, .ranges = launch->ranges, .num_ranges = launch->num_ranges,
                  .shared_base = launch->shared_base, .parameter_bytes = launch->parameter_bytes, .schedule = launch->schedule, .omitted = launch->omitted,
                  .random = launch->seed * 0x9E3779B97F4A7C15ull + 88172645463325252ull, .time = 1,
-                 .max_instructions = launch->max_instructions, .executed = executed, .message = message};
+                 .max_instructions = launch->max_instructions, .executed = executed, .conflicts = launch->conflicts, .message = message};
     for (u32 i = 0; i < program->num_ops; i++) program->ops[i].run = FUNCTIONS[program->ops[i].function];
     memcpy(grid.dim, launch->grid, 12), memcpy(grid.cluster, launch->cluster, 12), memcpy(grid.threads, launch->threads, 12);
     grid.num_ctas = grid.dim[0] * grid.dim[1] * grid.dim[2];

@@ -58,6 +58,9 @@ static Box box_of(Operation *o) {
     if (m->swizzle && box.row_bytes > 16u << m->swizzle)
         fault(w, "TMA: rows of %u bytes with a swizzle of %u", box.row_bytes, 16u << m->swizzle);
     if (box.row_bytes % 16) fault(w, "TMA: rows of %u bytes, not a multiple of 16", box.row_bytes);
+    // not in the PTX ISA: an H100 raises an illegal instruction
+    if ((s64)t->coordinates[0] * m->element % 16)
+        fault(w, "TMA: column %d of %u bytes each is not at a multiple of 16 bytes", t->coordinates[0], m->element);
     check_aligned(w, "shared", t->shared, 128);
     check_aligned(w, "global", m->base, 16);
     if (box.offset + box.row_bytes * box.rows > SHARED_BYTES)

@@ -13,7 +13,7 @@ tensor core's M side, whose atom is 64 rows, and the few tokens on N.
 import triton
 import triton.language as tl
 
-from ..common.triton_stages.quantize import operand, quantize_e4m3
+from ..common.triton_stages.quantize import e4m3_values, operands, quantize_e4m3
 
 
 @triton.jit
@@ -42,15 +42,6 @@ def _locate(tile, start, end, tiles, BLOCK_T: tl.constexpr, NUM_LOCAL: tl.conste
 
 
 @triton.jit
-def _dot(x, w, x_scale, w_scale, acc, SWAP_AB: tl.constexpr):
-    """acc += (x @ w.T) * scales, transposed if SWAP_AB; one block of K."""
-    if SWAP_AB:
-        return acc + tl.dot(operand(w), tl.trans(operand(x))) * (x_scale * w_scale)[None, :]
-    else:
-        return acc + tl.dot(operand(x), tl.trans(operand(w))) * (x_scale * w_scale)[:, None]
-
-
-@triton.jit
 def _two_weight_tiles(
     x_ptr,  # fp8, first K element of each of the tile's rows, [BLOCK_T]
     x_scale_ptr,  # fp32, scale of each row's first K block, [BLOCK_T]
@@ -69,6 +60,7 @@ def _two_weight_tiles(
 ):
     """x @ w0.T and x @ w1.T over num_blocks blocks of K, transposed if SWAP_AB."""
     k = tl.arange(0, BLOCK)
+    values = e4m3_values()
     if SWAP_AB:
         acc0 = tl.zeros([BLOCK, BLOCK_T], tl.float32)
         acc1 = tl.zeros([BLOCK, BLOCK_T], tl.float32)
@@ -80,8 +72,17 @@ def _two_weight_tiles(
         x_scale = tl.load(x_scale_ptr + block * x_scale_stride)
         w0 = w.load([w_row0, block * BLOCK])
         w1 = w.load([w_row1, block * BLOCK])
-        acc0 = _dot(x, w0, x_scale, tl.load(w_scale0_ptr + block), acc0, SWAP_AB)
-        acc1 = _dot(x, w1, x_scale, tl.load(w_scale1_ptr + block), acc1, SWAP_AB)
+        x, w0, w1 = operands(x, w0, w1, values)
+        w_scale0 = tl.load(w_scale0_ptr + block)
+        if SWAP_AB:
+            acc0 = acc0 + tl.dot(w0, tl.trans(x)) * (x_scale * w_scale0)[None, :]
+        else:
+            acc0 = acc0 + tl.dot(x, tl.trans(w0)) * (x_scale * w_scale0)[:, None]
+        w_scale1 = tl.load(w_scale1_ptr + block)
+        if SWAP_AB:
+            acc1 = acc1 + tl.dot(w1, tl.trans(x)) * (x_scale * w_scale1)[None, :]
+        else:
+            acc1 = acc1 + tl.dot(x, tl.trans(w1)) * (x_scale * w_scale1)[:, None]
     return acc0, acc1
 
 

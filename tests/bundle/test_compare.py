@@ -142,6 +142,16 @@ def test_emulated_solutions_are_named_beside_native_ones(tmp_path):
     assert comparison.provenance.environment["hardware"] == ["A CPU"]
 
 
+def test_two_emulated_architectures_have_a_column_each(tmp_path):
+    traces = [
+        *all_rows(FAST, 1.0, hardware="A CPU (sm_90a emulated)"),
+        *all_rows(FAST, 2.0, hardware="A CPU (sm_100a emulated)"),
+        *all_rows(SLOW, 3.0, hardware="A CPU (sm_90a emulated)"),
+    ]
+    labels = [column.label for column in compared(write_traces(tmp_path, traces)).columns]
+    assert labels == [f"{FAST} @ sm_90a emulated", f"{FAST} @ sm_100a emulated", SLOW]
+
+
 def test_what_failed_or_is_missing_is_never_averaged_away(tmp_path):
     broken = all_rows("broken", 0.5)
     broken[0] = make_trace("broken", row=ROWS[0], status="RUNTIME_ERROR")

@@ -2,6 +2,7 @@
 
 import pytest
 from bundle.dataset.manifest import Requires
+from bundle.runs import requirements
 from bundle.runs.requirements import Device, current_device, why_not
 
 CPU = Device("CPU", None)
@@ -51,6 +52,21 @@ EMAIL = {"compute_capability": 90, "package": "email", "install": "make it"}
 )
 def test_why_not(requires, device, reason):
     assert why_not(Requires(**requires), device) == reason
+
+
+CUTE_DSL = Requires(modules=["cutlass"], compute_capabilities=[90, 100])
+
+
+def test_cute_dsl_without_a_compiler_is_refused_with_the_reason(monkeypatch, tmp_path):
+    device = Device("CPU", None, "sm_90a")
+    monkeypatch.setattr(requirements, "find_spec", lambda name: name)  # is installed
+    assert why_not(CUTE_DSL, device) is None
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    assert why_not(CUTE_DSL, device) == (
+        "needs a CUDA device, or a C compiler: the emulator needs a C compiler (cc, gcc or clang, "
+        "or $CC): none found"
+    )
 
 
 @pytest.mark.gpu

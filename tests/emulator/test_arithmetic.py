@@ -228,6 +228,11 @@ def test_registers_are_packed_and_unpacked():
     assert np.array_equal(compute("", [a, b], U32, text), expected.astype(U32))
 
 
+def test_ex2_of_an_integer_is_a_power_of_two():
+    exponents = np.arange(-16, 16, dtype=F32)
+    assert np.array_equal(compute("ex2.approx.ftz.f32", [exponents], F32), np.exp2(exponents))
+
+
 def test_pairs_of_fp32():
     a, b = (values(F32, seed).repeat(2) for seed in range(2))
     with np.errstate(all="ignore"):

@@ -115,3 +115,26 @@ def test_an_omitted_instruction_is_left_out():
     launch(kernel, [array], buffers, Emulator(LAZY, race=True), 64)
     with pytest.raises(KernelError, match="race"):
         launch(kernel, [array], buffers, Emulator(LAZY, race=True, omit=barrier.line), 64)
+
+
+def load_box(column: int) -> None:
+    """Load a box of four fp32 from `column` on of an array of 64, by TMA."""
+    buffers = Buffers()
+    array = buffers.array(np.zeros(64, np.float32))
+    words = np.zeros(32, np.uint32)  # a CUtensorMap, see tma.c: one dimension of fp32
+    words[0], words[1] = array.ctypes.data & 0xFFFFFFFF, array.ctypes.data >> 32
+    words[2], words[8], words[13] = 7 << 7, len(array) - 1, 3 << 24
+    tensor_map = buffers.array(words)
+    body = (
+        f"{INIT}mov.b32 %r9, {column};\nadd.s32 %r8, %r0, 128;\n"
+        "@!%p1 mbarrier.arrive.expect_tx.shared.b64 _, [%r0], 16;\n"
+        "@!%p1 cp.async.bulk.tensor.1d.shared::cta.global.tile.mbarrier::complete_tx::bytes "
+        "[%r8], [%rd0, {%r9}], [%r0];\n"
+    )
+    launch(module(body, 1), [tensor_map], buffers)
+
+
+def test_tma_from_a_column_that_is_no_multiple_of_16_bytes_is_refused():
+    load_box(4)
+    with pytest.raises(KernelError, match="column 5 of 4 bytes each is not at a multiple of 16"):
+        load_box(5)

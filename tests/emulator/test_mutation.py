@@ -1,5 +1,6 @@
 """Omitted synchronisations are noticed; what the emulator cannot notice is known by its form."""
 
+import re
 from collections import Counter
 
 import numpy as np
@@ -48,7 +49,7 @@ def test_a_complete_kernel_with_a_race_is_refused():
         found(BODY.replace("bar.sync 0;\n", "", 1))
 
 
-# Of the padded GEMM's first tile: see docs/2026-11-25-emulator-proof.md.
+# Of the padded GEMM's first tile: see docs/2026-11-25-emulator.md.
 UNNOTICED = {
     "fence.mbarrier_init.release.cluster", "bar.warp.sync", "wgmma.fence.sync.aligned",
     "cp.async.bulk.wait_group",
@@ -63,5 +64,6 @@ def test_every_fifth_omission_in_the_padded_gemm():
     case = next(case for case in small_cases(90) if "tile 0" in case.name)
     results = [mutant for _, mutant in mutants_of(case, every=5)]
     assert len(results) >= 8
+    assert all(re.search(r"/cutedsl/\w+(/\w+)?\.py:\d+$", mutant.source) for mutant in results)
     assert {mutant.form for mutant in results if not mutant.noticed} <= UNNOTICED
     assert Counter(bool(mutant.noticed) for mutant in results)[True] > len(results) // 2

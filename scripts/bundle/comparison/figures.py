@@ -312,7 +312,7 @@ def _compare_one(
 def _latest(
     records: Iterable[TraceRecord], differing: Sequence[str]
 ) -> dict[tuple[tuple[str, ...], str], TraceRecord]:
-    """The latest record of each variant, (solution, differing environment...), and workload."""
+    """The latest record of each variant (see _variant) and workload."""
     latest: dict[tuple[tuple[str, ...], str], TraceRecord] = {}
     for record in records:
         key = _variant(record, differing), record.workload.uuid
@@ -336,8 +336,10 @@ def _runs(
 
 
 def _variant(record: TraceRecord, differing: Sequence[str]) -> tuple[str, ...]:
+    """Solution, emulated architecture (empty if none), values of the differing environment."""
     environment = record.environment
-    return record.solution, *(environment.get(name, ABSENT) for name in differing)
+    values = (environment.get(name, ABSENT) for name in differing)
+    return record.solution, record.emulated or "", *values
 
 
 def _columns(
@@ -361,10 +363,14 @@ def _columns(
         own = times[variant]
         return given.get(variant[0], 0), -len(own), geometric_mean(own) if own else 0.0, variant
 
+    architectures: dict[str, set[str]] = defaultdict(set)
+    for solution, emulated, *_ in variants:
+        architectures[solution].add(emulated)
     columns = {}
     for variant in sorted(variants, key=rank):
-        solution, *values = variant
-        facets = [
+        solution, emulated, *values = variant
+        facets = [f"{emulated} emulated"] if emulated and len(architectures[solution]) > 1 else []
+        facets += [
             value if name == "hardware" else f"{name} {value}"
             for name, value in zip(differing, values, strict=True)
         ]

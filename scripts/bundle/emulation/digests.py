@@ -207,7 +207,8 @@ def _digests(case: Case, arrays: Arrays) -> dict[str, str]:
 class EmulatedCase:
     """A case compiled for the emulator, to be run in any number of ways."""
 
-    def __init__(self, case: Case, num_sms: int = EMULATED_SMS):
+    def __init__(self, case: Case, num_sms: int = EMULATED_SMS, line_info: bool = False):
+        """line_info: errors name the line of the CuTe DSL program; compiling takes longer."""
         self._case, self._buffers = case, Buffers()
         self._given = case.arrays()
         self._arrays = {name: self._buffers.array(array) for name, array in self._given.items()}
@@ -216,7 +217,7 @@ class EmulatedCase:
         pointers += [pointers[0]] * (len(self._arrays) - len(pointers))  # of any type
         numbers = [Float32(x) if isinstance(x, float) else Int32(x) for x in case.numbers]
         self.function = EmulatedFunction(
-            case.kernel(num_sms).compile(cute.KeepPTX),
+            case.kernel(num_sms).compile(cute.KeepPTX, cute.GenerateLineInfo(line_info)),
             [*pointers, *numbers, pointers[0]],  # the stream's handle is passed as an address
             lambda: self._buffers.ranges,
         )

@@ -14,7 +14,7 @@ _FEW_SMS = 2  # so that a block comes around its ring of slots several times
 
 def mutants_of(case: Case, every: int = 1) -> Iterator[tuple[str, Mutant]]:
     """(kernel, mutant) of every `every`th synchronisation of the case's kernels."""
-    compiled = EmulatedCase(case, _FEW_SMS)
+    compiled = EmulatedCase(case, _FEW_SMS, line_info=True)
     compiled.digests(Emulator())
     runs = compiled.function.runs
     limit = _PATIENCE * max(run.instructions for run in runs) + 1_000_000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from flashinfer_bench.data import Definition, Solution
+from flashinfer_bench.data import Definition, Solution, SupportedLanguages
 
 from ..paths import ROOT
 from ..sandbox.contract import Subject
@@ -28,6 +28,16 @@ def why_not(modules: list[str], capabilities: list[int], architecture: str | Non
     except _build().CompilerMissing as error:
         return f"needs a CUDA device, or a C compiler: {error}"
     return None
+
+
+def is_interpreted(solution: Solution) -> bool:
+    """Without a GPU, by Triton."""
+    return solution.spec.language is SupportedLanguages.TRITON
+
+
+def is_simulated(solution: Solution) -> bool:
+    """Without a GPU: interpreted or emulated."""
+    return is_interpreted(solution) or PACKAGE in solution.spec.dependencies
 
 
 def subject(definition: Definition, solution: Solution, architecture: str | None) -> Subject:
