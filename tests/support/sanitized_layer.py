@@ -30,7 +30,7 @@ from solutions.cutedsl_moe_fp8_v3 import main as v3  # noqa: E402
 from solutions.torch_moe import main as torch_moe  # noqa: E402
 
 OFFSET = 64
-SMALL = replace(DEEPSEEK_V3_EP8, hidden_size=3584, intermediate_size=256)
+SMALL = replace(DEEPSEEK_V3_EP8, intermediate_size=256)
 # few rows per expert; and one expert with three token tiles of 128 rows: pairs of both kinds
 ROUTINGS = {24: None, 300: [70]}
 REPEATS = 2

@@ -384,10 +384,13 @@ class RoutePermute:
         lane = arch.lane_idx()
         token = block * CHUNK + warp
         if token < num_tokens:
-            self.pick_token(
-                logits + Int64(token) * (LANES * LANE_EXPERTS), bias, block_masks + warp,
-                scratch.weights + Int64(token) * TOP_K, local_expert_offset, routed_scaling_factor,
+            weights = scratch.weights + Int64(token) * TOP_K
+            mask = self.pick_token(
+                logits + Int64(token) * (LANES * LANE_EXPERTS), bias, block_masks + warp, weights,
+                local_expert_offset, routed_scaling_factor,
             )  # fmt: skip
+            if (lane >= arch.popc(mask)) & (lane < TOP_K):  # `number` reads all eight at once
+                _store(weights + lane, Float32(0.0))
         arch.sync_threads()
         if warp == 0:
             mask = Int32(0)
@@ -473,9 +476,9 @@ class RoutePermute:
     def pick_token(
         self, logits: cute.Pointer, bias: cute.Pointer, mask_out: cute.Pointer,
         weights_out: cute.Pointer, offset: Int32, factor: Float32,
-    ):  # fmt: skip
-        """A token's mask and the weights of its local picks, then zeros; logits [256], weights_out
-        [8]."""
+    ) -> Int32:  # fmt: skip
+        """A token's mask, also returned, and the weights of its local picks; logits [256],
+        weights_out [8]."""
         lane = arch.lane_idx()
         x = cute.make_rmem_tensor((LANE_EXPERTS,), Float32)
         b = cute.make_rmem_tensor((LANE_EXPERTS,), BFloat16)
@@ -491,11 +494,10 @@ class RoutePermute:
         mask, positions = local_picks(picked, offset)
         if lane == 0:
             _store(mask_out, mask)
-        if (lane >= arch.popc(mask)) & (lane < TOP_K):  # as all are read, a vector at a time
-            _store(weights_out + lane, Float32(0.0))
         for j in cutlass.range_constexpr(LANE_EXPERTS):
             if positions[j] >= 0:
                 _store(weights_out + positions[j], scores[j] * scale)
+        return mask
 
     @cute.jit
     def store_rows(
