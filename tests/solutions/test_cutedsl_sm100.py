@@ -3,13 +3,20 @@ emulator."""
 
 import itertools
 import json
+from collections import Counter
 
 import pytest
 import torch
 from child import facts_of
 
 pytest.importorskip("cutlass")
-from solutions.common.cutedsl.config import FEW, SM_100, GemmConfig, only
+from solutions.common.cutedsl.config import (
+    CONFIGS_100,
+    FEW,
+    SM_100,
+    GemmConfig,
+    only,
+)
 from solutions.common.cutedsl.layer import MoeLayer
 from solutions.common.geometry import DEEPSEEK_V3_EP8
 
@@ -20,15 +27,17 @@ REGISTERS = 65_536  # of a multiprocessor
 # a reference that cuts sums off as they do differs from the exact one by 6.1e-3, 2.9e-3 and 4.9e-3
 # (test_like_hopper's call, seeds 0 to 2), and the kernels from it by 2.4e-3, 2.9e-3 and 2.5e-3.
 LARGEST_ERROR = {100: 3e-3, 90: 1e-2}
-CONFIGS = [candidate.config for _, (candidate,) in SM_100]
-SMALL, PAIRS = range(3), 3  # numbers of configurations
-WIDE = {"hidden": 7168, "blocks": 8}  # what gathered tokens need
+SMALL, PAIRS = range(3), range(3, 5)  # numbers of configurations
+WIDE = {"hidden": 7168, "intermediate": 128}  # the least that gathered tokens and pairs take
 
 
 @pytest.fixture(scope="module")
 def kernels():
+    """Facts of every shipped kernel; "configs": its configurations."""
     facts = facts_of("compile_cutedsl_sm100.py")
-    assert [fact["config"] for fact in facts] == [str(config) for config in CONFIGS]
+    for fact, (_, candidates) in zip(facts, SM_100, strict=True):
+        fact["configs"] = [CONFIGS_100[number] for number in fact["configs"]]
+        assert fact["configs"] == [candidate.config for candidate in candidates]
     return facts
 
 
@@ -39,43 +48,72 @@ def emulated(*calls: dict, backend: int = 100) -> list[dict]:
     for fact in facts:
         assert fact["error"] < LARGEST_ERROR[backend], fact
         assert len(set(fact["digests"])) == 1, fact
+        if backend == 100:  # the device's choice is the host's
+            assert fact["multiplications"] == 4 * fact["slots"], fact
     return facts
 
 
 def test_resources(kernels):
     for kernel in kernels:
-        assert kernel["shared"] <= SHARED_LIMIT and kernel["stack"] == 0, kernel
-        assert kernel["registers"] <= 168 and kernel["threads"] == 384, kernel
+        assert kernel["launch"]["shared"] <= SHARED_LIMIT and kernel["stack"] == 0, kernel
+        assert kernel["threads"] == 384 and kernel["registers"] <= 168, kernel
+        assert kernel["registers"] * kernel["threads"] <= REGISTERS
+        assert not {"LDL", "STL"} & set(kernel["instructions"]), "local memory"
 
 
 def test_instructions(kernels):
-    for kernel, config in zip(kernels, CONFIGS, strict=True):
-        count, pair = kernel["instructions"], ".2CTA" if config.paired else ""
-        spans = config.act_spans
-        assert count["UTCQMMA" + pair] == 8, kernel  # 128 columns of K in each GEMM
-        assert count["UTCBAR"] == 3 + spans - (1 if config.paired else 0) + config.paired, kernel
-        assert count["UTMALDG.5D" + pair] == count["UTMALDG.3D" + pair] == config.cluster, kernel
-        chunks = config.block_m // config.num_warpgroups // 16
-        # every partial sum's 16 columns by two loads of 16 lanes, and 2 x 4 pairs per 8 columns
-        assert count["LDTM"] == 2 * chunks * (1 + spans), kernel
-        assert count["FFMA2"] == 8 * chunks * (1 + spans), kernel
+    for kernel in kernels:
+        count, expected = kernel["instructions"], Counter()
+        for config in kernel["configs"]:
+            pair = ".2CTA" if config.paired else ""
+            expected["UTCQMMA" + pair] += 8  # 128 columns of K in each GEMM
+            # a slot's and a partial sum's, of either GEMM; in a pair the slot's is not for GEMM1's
+            expected["UTCBAR"] += 3 + config.act_spans - (1 if config.paired else 0) + config.paired
+            expected["UTMALDG.5D" + pair] += config.cluster
+            expected["UTMALDG.3D" + pair] += config.cluster
+        assert {name: count[name] for name in expected} == expected, kernel
         assert count["UTMAPF"] >= 1 and count["LDGSTS"] > 0, kernel
-        assert "LDL" not in count and "STL" not in count, kernel
+
+
+def test_promotion_loops(kernels):
+    """Each GEMM's loop over K reads every sum once and adds it up two by two, with no other fp32
+    multiplication but those of the scales."""
+    for kernel in kernels:
+        found, expected = kernel["loops"]["LDTM"], []
+        for config in kernel["configs"]:
+            chunks = config.block_m // config.num_warpgroups // 16
+            for halves, spans in ((2, 1), (1, config.act_spans)):
+                # every partial sum's 16 columns by two loads of 16 lanes, and 2 x 4 pairs per 8
+                # columns; GEMM1 has scales of up and of gate
+                loads, sums = 2 * chunks * spans, 8 * chunks * spans
+                expected.append(
+                    {"LDTM": loads, "FFMA2": sums, "FMUL2": 2 * halves * chunks * spans}
+                )
+        assert sorted(map(str_of, found)) == sorted(map(str_of, expected)), kernel
+        for loop in kernel["loops"]["UTCQMMA"]:
+            (name,) = (name for name in loop if name.startswith("UTCQMMA"))
+            assert loop[name] == 4 and not {"FFMA", "FFMA2", "LDTM"} & set(loop)
+        assert len(kernel["loops"]["UTCQMMA"]) == 2 * len(kernel["configs"])
+
+
+def str_of(counts: dict) -> str:
+    """Of instructions by name."""
+    return str(sorted(counts.items()))
 
 
 def test_launches(kernels):
     """Grid, cluster and shared memory, and the TMA descriptors of the weights."""
     h, i, experts = 7168, 2048, 32
-    for kernel, config in zip(kernels, CONFIGS, strict=True):
-        launch = kernel["launch"]
-        assert launch["grid"] == [148, 1, 1] and launch["cluster"] == [config.cluster, 1, 1]
-        assert launch["shared"] == kernel["shared"] and launch["block"] == [384, 1, 1]
-        expected = (  # address, sizes, strides in bytes, box
-            (5 << 32, (h, 8, 2, i // 8, experts), (h, i * h, 8 * h, 2 * i * h), (128, 8, 2, 8)),
-            (7 << 32, (i, h, experts), (i, h * i), (128, 128)),
-        )
+    expected = (  # address, sizes, strides in bytes, box
+        (5 << 32, (h, 8, 2, i // 8, experts), (h, i * h, 8 * h, 2 * i * h), (128, 8, 2, 8)),
+        (7 << 32, (i, h, experts), (i, h * i), (128, 128)),
+    )
+    for kernel in kernels:
+        launch, (cluster,) = kernel["launch"], {config.cluster for config in kernel["configs"]}
+        assert launch["grid"] == [148, 1, 1] and launch["cluster"] == [cluster, 1, 1]
+        assert launch["block"] == [384, 1, 1]
         for words, (address, sizes, strides, box) in zip(
-            launch["descriptors"], expected, strict=True
+            launch["descriptors"], expected * len(kernel["configs"]), strict=True
         ):
             assert words[0] | words[1] << 32 == address
             assert words[3 : 3 + len(strides)] == [stride // 16 for stride in strides]
@@ -85,7 +123,7 @@ def test_launches(kernels):
 
 
 def test_tensor_memory():
-    for config in CONFIGS:
+    for config in CONFIGS_100:
         consumers = MoeLayer(DEEPSEEK_V3_EP8, only(config), 148, 100).gemms.consumers
         assert consumers.sums >= 2
         assert consumers.sums * config.block_m <= consumers.tmem_columns <= 512
@@ -94,14 +132,13 @@ def test_tensor_memory():
 def test_barriers():
     """Arrivals as counted by hand from the roles' code: see test_cutedsl_roles.py."""
     found = []
-    for config in CONFIGS:
+    for config in CONFIGS_100:
         layer = MoeLayer(DEEPSEEK_V3_EP8, only(config), 148, 100)
         full, empty, _, (first, _) = layer.gemms.barriers
         found.append((full.count, full.announced, empty.count, first.count))
-    weights, tokens = 128 * 256, 128 * 256
     assert found == [
         *[(65, 128 * 128, 128 + 1, 32 * (3 + 4 + 1))] * 3,
-        (1, weights + tokens, 1, 32 * (2 + 8) + 2 + 8 + 1),
+        *[(1, 128 * (256 + tokens), 1, 32 * (2 + 8) + 2 + 8 + 1) for tokens in (64, 256)],
     ]
 
 
@@ -119,18 +156,21 @@ def test_bad_config(config, message):
 
 
 def test_small_configurations_in_the_emulator():
-    """Eager, lazy and random orders with the race checker; hot and empty experts."""
+    """The kernel for the fewest tokens, then the one that chooses, with every choice: eager, lazy
+    and random orders with the race checker; hot and empty experts."""
     race = {"random": 2, "race": True}
-    emulated(
-        {"config": 0, "tokens": 1, **race},
-        {"config": 0, "tokens": 33, "hot": 3, **race},
-        {"config": 1, "tokens": 70, "hot": 9, "race": True},
-        {"config": 2, "tokens": 90, "hot": 31, "race": True},
+    facts = emulated(
+        {"config": -1, "tokens": 1, **race},
+        {"config": -1, "tokens": 33, **race},
+        {"config": -1, "tokens": 33, "hot": 3, "race": True},
+        {"config": -1, "tokens": 130, "race": True},
     )
+    assert [fact["chosen"] for fact in facts] == [0, 0, 1, 2]
 
 
 def test_pairs_in_the_emulator():
-    emulated({"config": PAIRS, "tokens": 40, **WIDE})
+    (fact,) = emulated({"config": -1, "tokens": 513, "local": 0, **WIDE})
+    assert fact["chosen"] == 3
 
 
 def test_like_hopper():
@@ -138,7 +178,7 @@ def test_like_hopper():
     call = {"config": 0, "tokens": 20}
     (ours,), (hopper,) = emulated(call), emulated(call, backend=90)
     assert ours["integers"] == hopper["integers"]
-    assert FEW.act_columns == CONFIGS[0].act_columns
+    assert FEW.act_columns == CONFIGS_100[0].act_columns
     a, b = torch.tensor(ours["output"]), torch.tensor(hopper["output"])
     assert (a - b).norm() < LARGEST_ERROR[90] * a.norm()
 
@@ -147,34 +187,53 @@ def test_like_hopper():
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize("config", SMALL)
 def test_matrix(config):
-    """Every small configuration, T from 1 to 700, 20 random orders each."""
+    """Every small configuration, T from 1 to 700, 20 random orders each; hot and empty experts."""
     emulated(
         *[
-            {"config": config, "tokens": tokens, "hot": hot, "random": 20}
-            for tokens, hot in itertools.product((1, 7, 16, 58, 128, 300, 700), (-1, 5))
-        ]
+            {"config": config, "tokens": tokens, "hot": hot, "random": 20, "race": tokens <= 128}
+            for tokens, hot in zip((1, 7, 16, 58, 128, 300, 700), itertools.cycle((-1, 5)))
+        ],
+        {"config": config, "tokens": 300, "hot": 5, "race": True},
+        {"config": config, "tokens": 700, "race": True},
     )
 
 
 @pytest.mark.long
 @pytest.mark.timeout(3000)
-def test_matrix_of_pairs():
-    emulated(
+def test_matrix_of_choices():
+    """The kernels that choose: every choice, and ties of several experts."""
+    facts = emulated(
         *[
-            {"config": PAIRS, "tokens": tokens, "hot": hot, "random": 20 if tokens < 50 else 2,
-             **WIDE}
-            for tokens, hot in ((1, -1), (7, 5), (40, -1), (128, 7), (300, 7), (700, -1))
-        ]
-    )  # fmt: skip
+            {"config": -1, "tokens": tokens, "hot": hot, "random": 20}
+            for tokens, hot in zip((17, 40, 58, 80, 128, 300, 512), itertools.cycle((-1, 5)))
+        ],
+        {"config": -1, "tokens": 513, "local": 0, "random": 2, **WIDE},
+        {"config": -1, "tokens": 700, **WIDE},
+    )
+    assert {fact["chosen"] for fact in facts} == {*SMALL, *PAIRS}
 
 
 @pytest.mark.long
 @pytest.mark.timeout(3000)
-@pytest.mark.parametrize("config, tokens", [(0, 1), (0, 7), (0, 58), (PAIRS, 1025)])
-def test_real_geometry(config, tokens):
+@pytest.mark.parametrize("config", PAIRS)
+def test_matrix_of_pairs(config):
+    """As `test_matrix`; from 300 tokens on with two random orders."""
     emulated(
-        {"config": config, "tokens": tokens, "hidden": 7168, "intermediate": 2048, "blocks": 32}
+        {"config": config, "tokens": 1, "random": 20, "race": True, **WIDE},
+        {"config": config, "tokens": 7, "hot": 5, "random": 20, "race": True, **WIDE},
+        {"config": config, "tokens": 40, "race": True, **WIDE, "intermediate": 256},
+        {"config": config, "tokens": 58, "random": 20, **WIDE},
+        {"config": config, "tokens": 128, "hot": 7, "random": 2, "race": True, **WIDE},
+        {"config": config, "tokens": 300, "hot": 7, "race": True, **WIDE},
+        {"config": config, "tokens": 700, "random": 2, **WIDE},
     )
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize("tokens", [1, 7, 58, 901])
+def test_real_geometry(tokens):
+    emulated({"config": -1, "tokens": tokens, "hidden": 7168, "intermediate": 2048, "blocks": 32})
 
 
 # what a CPU cannot notice: see docs/2026-11-25-cutedsl-on-blackwell.md

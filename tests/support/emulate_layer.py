@@ -32,7 +32,16 @@ from emulator import (  # noqa: E402
     emulated_launch,
     random_schedules,
 )
-from solutions.common.cutedsl.config import TABLES  # noqa: E402
+from solutions.common.cutedsl.config import (  # noqa: E402
+    BLOCK_K,
+    CONFIGS,
+    CONFIGS_100,
+    Candidate,
+    GemmConfig,
+    candidates_for,
+    choose,
+    only,
+)
 from solutions.common.cutedsl.layer import MoeLayer  # noqa: E402
 from solutions.common.cutedsl.operands import scratch_size  # noqa: E402
 from solutions.common.geometry import Geometry  # noqa: E402
@@ -41,16 +50,18 @@ from solutions.torch_moe.main import dequantize  # noqa: E402
 EXPERTS, LOCAL, OFFSET, FACTOR, TOP_K = 256, 32, 64, 2.5, 8
 E4M3_MAX, MIN_AMAX = 448.0, 1e-10
 FP8 = torch.float8_e4m3fn
+ALL = CONFIGS if BACKEND == 90 else CONFIGS_100
 
 
 @dataclass(frozen=True)
 class Call:
     """One call of the layer in some orders.
 
-    config: number of the line in the backend's table. hot: a local expert that every token prefers,
-    or -1. random: how many random orders, besides eager and lazy; race: with the race checker.
-    blocks: multiprocessors of the device. mutate: also leave out every synchronisation of the
-    GEMMs' kernel in turn.
+    config: number among the backend's configurations, or -1: the device chooses among those for so
+    many tokens. hot: a local expert that every token prefers, or -1; local: how much the tokens
+    prefer the local experts to others. random: how many random orders, besides eager and lazy;
+    race: with the race checker. blocks: multiprocessors of the device. mutate: also leave out every
+    synchronisation of the GEMMs' kernel in turn.
     """
 
     config: int
@@ -58,6 +69,7 @@ class Call:
     hidden: int = 512
     intermediate: int = 256
     hot: int = -1
+    local: float = 1.5
     random: int = 0
     race: bool = False
     blocks: int = 4
@@ -68,10 +80,18 @@ class Call:
     def geometry(self) -> Geometry:
         return Geometry(EXPERTS, LOCAL, self.hidden, self.intermediate, TOP_K, 4, 8)
 
+    @property
+    def candidates(self) -> tuple[Candidate, ...]:
+        if self.config < 0:
+            return candidates_for(self.tokens, BACKEND)
+        return only(ALL[self.config])
+
 
 @cache
-def program(geometry: Geometry, config: int, blocks: int) -> tuple[MoeLayer, HostProgram]:
-    layer = MoeLayer(geometry, TABLES[BACKEND][config][1], blocks, BACKEND)
+def program(
+    geometry: Geometry, candidates: tuple[Candidate, ...], blocks: int
+) -> tuple[MoeLayer, HostProgram]:
+    layer = MoeLayer(geometry, candidates, blocks, BACKEND)
     return layer, HostProgram(layer.compile(cute.KeepPTX))
 
 
@@ -89,7 +109,7 @@ def inputs_of(call: Call, buffers: Buffers) -> dict[str, torch.Tensor]:
         return torch.randn(shape, generator=generator)
 
     logits = normal(t, EXPERTS)
-    logits[:, OFFSET : OFFSET + LOCAL] += 1.5
+    logits[:, OFFSET : OFFSET + LOCAL] += call.local
     if call.hot >= 0:
         logits[:, OFFSET + call.hot] += 6
     inputs = {
@@ -120,6 +140,19 @@ def routed(inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]
     return chosen, weights / (weights.sum(1, keepdim=True) + 1e-20) * FACTOR
 
 
+def rows_per_expert(inputs: dict[str, torch.Tensor]) -> list[int]:
+    """Of the local experts."""
+    chosen, _ = routed(inputs)
+    return torch.bincount(chosen.flatten(), minlength=EXPERTS)[OFFSET : OFFSET + LOCAL].tolist()
+
+
+def slots(g: Geometry, config: GemmConfig, rows: list[int]) -> int:
+    """Slots that a configuration goes through, of all tiles."""
+    tiles1, tiles2 = g.intermediate_size // config.act_columns, g.hidden_size // config.block_n
+    of_a_tile = tiles1 * g.hidden_size // BLOCK_K + tiles2 * g.intermediate_size // BLOCK_K
+    return of_a_tile * sum(-(-count // config.block_m) for count in rows)
+
+
 def reference(inputs: dict[str, torch.Tensor], span: int) -> torch.Tensor:
     """The layer in fp64 but for the activation, which is e4m3 with a scale per `span` columns."""
     chosen, weights = routed(inputs)
@@ -140,7 +173,7 @@ def reference(inputs: dict[str, torch.Tensor], span: int) -> torch.Tensor:
 
 
 def run(call: Call) -> dict:
-    layer, host = program(call.geometry, call.config, call.blocks)
+    layer, host = program(call.geometry, call.candidates, call.blocks)
     buffers = Buffers()
     inputs = inputs_of(call, buffers)
     groups = layer.scratch(call.tokens)
@@ -162,9 +195,13 @@ def run(call: Call) -> dict:
         digests.append(_digest(output))
     seconds = time.perf_counter() - start
     result = torch.from_numpy(output.view(np.int16)).view(torch.bfloat16).double()
-    expected = reference(inputs, layer.candidates[0].config.act_columns)
+    rows = rows_per_expert(inputs)
+    chosen = choose(layer.candidates, rows)
+    expected = reference(inputs, chosen.act_columns)
     facts = {
         **asdict(call),
+        "chosen": ALL.index(chosen),
+        "slots": slots(call.geometry, chosen, rows),
         "error": ((result - expected).norm() / expected.norm()).item(),
         "digests": digests,
         "integers": _integers(groups, scratch, call.tokens),
@@ -174,6 +211,9 @@ def run(call: Call) -> dict:
             for run in runs
         ],
         "counts": dict(runs[-1].counts),
+        "multiplications": sum(
+            count for form, count in runs[-1].counts.items() if form.startswith("tcgen05.mma")
+        ),
         "seconds": round(seconds / len(schedules), 2),
     }
     if call.mutate:

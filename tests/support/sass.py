@@ -31,6 +31,28 @@ def resources(usage: str, sass: str, instructions: str) -> dict:
     }
 
 
+def loops_around(sass: str, instruction: str) -> list[str]:
+    """The innermost loops that hold the instruction, in nvdisasm's text; "" if one is in no loop.
+
+    A loop reaches from a label to the last branch back to it. Waits that must be repeated are at
+    the end of the code, and their branches back are around all of the loops.
+    """
+    lines = sass.splitlines()
+    labels = {line[:-1]: i for i, line in enumerate(lines) if re.fullmatch(r"\.L_x_\d+:", line)}
+    branches = [
+        (labels[target[1]], i)
+        for i, line in enumerate(lines)
+        if (target := re.search(r"\bBRA.*`\((\.L_x_\d+)\)", line))
+    ]
+    loops: dict[tuple[int, int], str] = {}
+    for place, line in enumerate(lines):
+        if re.search(rf"\b{instruction}\b", line):
+            around = [(end - start, start, end) for start, end in branches if start < place < end]
+            _, start, end = min(around, default=(0, 0, -1))
+            loops[start, end] = "\n".join(lines[start : end + 1])
+    return list(loops.values())
+
+
 def fingerprints(cubin: bytes, usage: str) -> dict[str, str]:
     """Of each CuTe DSL kernel of a cubin, by the name of its Python function: how many registers it
     takes, how many bytes of machine code it has, and their SHA-256.

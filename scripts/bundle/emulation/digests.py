@@ -20,7 +20,7 @@ from cutlass import Float32, Int32
 from cutlass.cute.runtime import make_ptr
 
 from emulator import Buffers, EmulatedFunction, Emulator
-from solutions.common.cutedsl.config import CONFIGS, SM_100, Candidate, candidates_for, only
+from solutions.common.cutedsl.config import CONFIGS, CONFIGS_100, Candidate, candidates_for, only
 from solutions.common.cutedsl.layer import MoeLayer
 from solutions.common.cutedsl.operands import INPUT_DTYPES, scratch_size
 from solutions.common.cutedsl.padded_operands import BLOCK, POINTERS
@@ -185,7 +185,7 @@ def small_cases(backend: int) -> list[Case]:
     short = replace(DEEPSEEK_V3_EP8, hidden_size=1024, intermediate_size=256)
     wide = replace(DEEPSEEK_V3_EP8, intermediate_size=256)  # gathered tokens need this hidden_size
     module = sm90 if backend == 90 else sm100
-    configs = CONFIGS if backend == 90 else [candidate.config for _, (candidate,) in SM_100]
+    configs = CONFIGS if backend == 90 else CONFIGS_100
     return [
         *(
             _layer_case(f"configuration {number}", only(config), 24,

@@ -118,28 +118,57 @@ SM_90 = (
     ),
 )  # fmt: skip
 
-# every configuration, once
-CONFIGS = tuple(candidate.config for _, candidates in SM_90 for candidate in candidates)
-
-# Estimated, never measured: as on the H200 before it chose on the device, with as many stages as
-# shared memory holds. N is set for every tile to its rows, so a wide tile costs a small expert
-# nothing but stages.
+# Estimated, never measured: an expert's first token tile reads its weights from DRAM, the others
+# from L2, taken to be 1.6 times as fast; of equals, the tile that leaves room for more stages is
+# taken to be a percent or so better. N is set for every tile to its rows, so a wide tile costs a
+# small expert nothing but stages. Single blocks and pairs cannot be candidates of one kernel: all
+# its tcgen05 instructions must have the same cta_group (PTX ISA, tcgen05).
 SM_100 = (
-    (128, only(GemmConfig(swap_ab=True, block_m=16, block_n=128, num_warpgroups=1, num_stages=12))),
-    (512, only(GemmConfig(swap_ab=True, block_m=48, block_n=128, num_warpgroups=1, num_stages=9))),
-    (1024, only(GemmConfig(swap_ab=True, block_m=80, block_n=128, num_warpgroups=1, num_stages=8))),
+    (16, only(FEW)),
+    (
+        512,
+        (
+            Candidate(FEW, expert_cost=40, tile_cost=60),
+            Candidate(
+                GemmConfig(swap_ab=True, block_m=48, block_n=128, num_warpgroups=1, num_stages=9),
+                expert_cost=41, tile_cost=60,
+            ),
+            Candidate(
+                GemmConfig(swap_ab=True, block_m=80, block_n=128, num_warpgroups=1, num_stages=8),
+                expert_cost=42, tile_cost=60,
+            ),
+        ),
+    ),
     (
         float("inf"),
-        only(
-            GemmConfig(
-                swap_ab=True, block_m=256, block_n=256, num_warpgroups=2, num_stages=5, cluster=2,
-                paired=True,
-            )
+        (
+            Candidate(
+                GemmConfig(
+                    swap_ab=True, block_m=64, block_n=256, num_warpgroups=2, num_stages=9,
+                    cluster=2, paired=True,
+                ),
+                expert_cost=30, tile_cost=70,
+            ),
+            Candidate(
+                GemmConfig(
+                    swap_ab=True, block_m=256, block_n=256, num_warpgroups=2, num_stages=5,
+                    cluster=2, paired=True,
+                ),
+                expert_cost=0, tile_cost=105,
+            ),
         ),
     ),
 )  # fmt: skip
 
 TABLES = {90: SM_90, 100: SM_100}  # by backend, see `architecture`
+
+
+def _configs(table) -> tuple[GemmConfig, ...]:
+    """Every configuration of a table, once."""
+    return tuple(dict.fromkeys(each.config for _, candidates in table for each in candidates))
+
+
+CONFIGS, CONFIGS_100 = _configs(SM_90), _configs(SM_100)
 
 
 def candidates_for(num_tokens: int, backend: int = 90) -> tuple[Candidate, ...]:

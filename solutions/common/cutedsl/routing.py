@@ -459,7 +459,8 @@ class RoutePermute:
         before = arch.warp_redux_sync(_load(shared.before.data_ptr() + column), "add")
         own = _load(shared.own.data_ptr() + column)
         _store(shared.own.data_ptr() + column, before + sum_up_to_lane(own) - own)
-        _store(shared.experts.data_ptr() + warp, total)
+        if lane == 0:
+            _store(shared.experts.data_ptr() + warp, total)
         arch.sync_threads()
         total = _load(shared.experts.data_ptr() + lane)
         end = sum_up_to_lane(total)

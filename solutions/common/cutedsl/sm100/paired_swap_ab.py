@@ -31,7 +31,6 @@ from ..tile_scheduler import Tile
 from . import tmem
 from .swap_ab import ROWS, SwapAb
 
-SCALE_SLOTS = 8  # more than slots and partial sums together
 TOKEN_BOX = 32  # tokens that TMA loads at once
 MULTIPLYING_WARP = 2
 # 384 threads start with 168 registers each; 56 + 2 * 224 = 3 * 168: asking for more would hang
@@ -51,21 +50,25 @@ class PairedSwapAb(SwapAb):
             )
         self.threads = self.promoting_threads
         self.roles = (Role("promotion", self.promoting_threads // 32, reads_queue=True),)
-        self.scale_slots = SCALE_SLOTS
+        # a slot is free for weights before its scales are: no more are in use than slots and
+        # partial sums together
+        self.scale_slots = config.num_stages + self.sums + 1
         self.scales_at = self.own_words  # their barriers
-        self.own_words += 2 * SCALE_SLOTS
+        self.own_words += 2 * self.scale_slots
 
     def scales_ring(self, block: Block) -> Ring:
         """Of the slots' scales in this block."""
-        return Ring(block.shared.own.data_ptr() + self.scales_at, SCALE_SLOTS)
+        return self.ring_of_scales(block.shared)
+
+    def ring_of_scales(self, shared) -> Ring:
+        """The same, of the block's memory."""
+        return Ring(shared.own.data_ptr() + self.scales_at, self.scale_slots)
 
     def init_barriers(self, shared) -> None:
         """By one thread, with the block's other barriers."""
         super().init_barriers(shared)
         # an expectation of bytes, and a warp's cp.async
-        Ring(shared.own.data_ptr() + self.scales_at, SCALE_SLOTS).init(
-            1 + 32, self.promoting_threads
-        )
+        self.ring_of_scales(shared).init(1 + 32, self.promoting_threads)
 
 
 class PairedTokens(GatheredTokens):
@@ -106,7 +109,7 @@ class PairedTokens(GatheredTokens):
 
     def slot_states(self) -> tuple:
         """Where the warp that loads begins: with the slots and with those of the scales."""
-        return producer_state(self.config.num_stages), producer_state(SCALE_SLOTS)
+        return producer_state(self.config.num_stages), producer_state(self.consumers.scale_slots)
 
     @cute.jit
     def produce(
@@ -144,7 +147,8 @@ class PairedTokens(GatheredTokens):
         scale_boxes = (tile.rows + (scale_box - 1)) // scale_box
         scale_slots = shared.token_scale.get_tensor(
             cute.make_layout(
-                (scale_box, 1, n // scale_box, SCALE_SLOTS), stride=(1, n, scale_box, n)
+                (scale_box, 1, n // scale_box, self.consumers.scale_slots),
+                stride=(1, n, scale_box, n),
             )
         )
         tokens = cute.local_tile(
