@@ -14,13 +14,14 @@ def _layer(device: torch.device):
     """The layer for this device, ready to be called."""
     require_cuda(device)
     major, minor = torch.cuda.get_device_capability(device)
-    if (major, minor) == (10, 0):
+    if (major, minor) in ((10, 0), (10, 3)):  # the library's kernels are those of the sm_10x family
         return blackwell.moe
     if (major, minor) == (9, 0):
         hopper.require_module()
         return hopper.moe
     raise RuntimeError(
-        f"routing_logits: expected a device of sm_90 or sm_100, got sm_{major}{minor} ({device})"
+        "routing_logits: expected a device of sm_90, sm_100 or sm_103, "
+        f"got sm_{major}{minor} ({device})"
     )
 
 

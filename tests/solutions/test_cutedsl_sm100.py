@@ -161,7 +161,7 @@ def test_small_configurations_in_the_emulator():
     race = {"random": 2, "race": True}
     facts = emulated(
         {"config": -1, "tokens": 1, **race},
-        {"config": -1, "tokens": 33, **race},
+        {"config": -1, "tokens": 20, **race},
         {"config": -1, "tokens": 33, "hot": 3, "race": True},
         {"config": -1, "tokens": 130, "race": True},
     )

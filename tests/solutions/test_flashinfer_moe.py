@@ -221,7 +221,9 @@ def test_tunes_once(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "capability, layer", [((9, 0), hopper.moe), ((10, 0), blackwell.moe)], ids=["sm_90", "sm_100"]
+    "capability, layer",
+    [((9, 0), hopper.moe), ((10, 0), blackwell.moe), ((10, 3), blackwell.moe)],
+    ids=["sm_90", "sm_100", "sm_103"],
 )
 def test_layer_by_device(monkeypatch, capability, layer):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
@@ -231,7 +233,7 @@ def test_layer_by_device(monkeypatch, capability, layer):
 
 def test_other_device(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
-    with pytest.raises(RuntimeError, match="expected a device of sm_90 or sm_100, got sm_89"):
+    with pytest.raises(RuntimeError, match="expected a device of sm_90, sm_100 .*, got sm_89"):
         main._layer.__wrapped__(torch.device("cuda", 0))
 
 
