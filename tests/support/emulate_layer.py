@@ -33,11 +33,9 @@ from emulator import (  # noqa: E402
     random_schedules,
 )
 from solutions.common.cutedsl.config import (  # noqa: E402
-    BLOCK_K,
     CONFIGS,
     CONFIGS_100,
     Candidate,
-    GemmConfig,
     candidates_for,
     choose,
     only,
@@ -146,13 +144,6 @@ def rows_per_expert(inputs: dict[str, torch.Tensor]) -> list[int]:
     return torch.bincount(chosen.flatten(), minlength=EXPERTS)[OFFSET : OFFSET + LOCAL].tolist()
 
 
-def slots(g: Geometry, config: GemmConfig, rows: list[int]) -> int:
-    """Slots that a configuration goes through, of all tiles."""
-    tiles1, tiles2 = g.intermediate_size // config.act_columns, g.hidden_size // config.block_n
-    of_a_tile = tiles1 * g.hidden_size // BLOCK_K + tiles2 * g.intermediate_size // BLOCK_K
-    return of_a_tile * sum(-(-count // config.block_m) for count in rows)
-
-
 def reference(inputs: dict[str, torch.Tensor], span: int) -> torch.Tensor:
     """The layer in fp64 but for the activation, which is e4m3 with a scale per `span` columns."""
     chosen, weights = routed(inputs)
@@ -201,7 +192,7 @@ def run(call: Call) -> dict:
     facts = {
         **asdict(call),
         "chosen": ALL.index(chosen),
-        "slots": slots(call.geometry, chosen, rows),
+        "rows": rows,
         "error": ((result - expected).norm() / expected.norm()).item(),
         "digests": digests,
         "integers": _integers(groups, scratch, call.tokens),
@@ -211,9 +202,6 @@ def run(call: Call) -> dict:
             for run in runs
         ],
         "counts": dict(runs[-1].counts),
-        "multiplications": sum(
-            count for form, count in runs[-1].counts.items() if form.startswith("tcgen05.mma")
-        ),
         "seconds": round(seconds / len(schedules), 2),
     }
     if call.mutate:
