@@ -63,6 +63,8 @@ def test_instructions(kernels, tile):
     assert count["LDTM"] == tile.half_columns // gemm.CHUNK
     assert count["FFMA2"] == tile.half_columns // 2
     assert "LDL" not in count and "STL" not in count
+    # the loop over K promotes two by two, and all of it
+    assert kernels[tile]["promotion"] == {name: count[name] for name in ("LDTM", "FFMA2")}
 
 
 @tiles

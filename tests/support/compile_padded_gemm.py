@@ -8,8 +8,10 @@ value).
 
 import json
 import os
+import re
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 SCRATCH = tempfile.mkdtemp()
@@ -19,13 +21,13 @@ os.environ.update(CUTE_DSL_ARCH=ARCHITECTURE, CUTE_DSL_DUMP_DIR=SCRATCH)
 import cutlass.cute as cute  # noqa: E402
 from accumulator import places  # noqa: E402
 from mock_cuda import MockRuntime  # noqa: E402
-from sass import fingerprints, inspect, resources  # noqa: E402
+from sass import fingerprints, inspect, loops_around, resources  # noqa: E402
 
 from solutions.common.cutedsl.padded_gemm import KERNELS  # noqa: E402
 
 INSTRUCTIONS = {
     "sm_90a": r"\b(QGMMA|UTMALDG\.\dD|UTMASTG\.\dD|LDL|STL|WARPGROUP\.DEPBAR)",
-    "sm_100a": r"\b(U(?:TCQMMA|TMALDG\.\dD)(?:\.2CTA)?|UTCBAR|UTMASTG\.\dD|LDTM|FFMA2|LDL|STL)",
+    "sm_100a": r"\b(U(?:TCQMMA|TMALDG\.\dD)(?:\.2CTA)?|UTCBAR|UTMASTG\.\dD|LDTM|FFMA2?|LDL|STL)\b",
 }
 EXPERTS, MAX_M, N, K = 5, 44, 384, 256
 POINTERS = [i << 32 for i in range(1, 7)]
@@ -49,7 +51,10 @@ def main():
             "code": fingerprints(compiled.artifacts.CUBIN, usage),
             "launch": launch,
         }
-        if ARCHITECTURE == "sm_90a":
+        if ARCHITECTURE == "sm_100a":
+            (loop,) = loops_around(sass, "LDTM")
+            facts["promotion"] = Counter(re.findall(INSTRUCTIONS[ARCHITECTURE], loop))
+        else:
             facts["accumulator"] = places(kernel.tiled_mma, module.CONSUMERS)
         print(json.dumps(facts))
 

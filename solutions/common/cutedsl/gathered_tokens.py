@@ -128,7 +128,11 @@ class GatheredTokens:
 
     @property
     def scale_box(self) -> int:
-        """Tokens whose scales TMA loads at once."""
+        """Tokens whose scales TMA loads at once: a whole tile's, however many rows it has.
+
+        What lies behind its padded rows is another expert's, perhaps being gathered at the time, or
+        nobody's. A scale meets the sums of its own row only, and of these rows nothing is written.
+        """
         return self.config.block_m
 
     def slot_states(self):
