@@ -27,10 +27,10 @@ from typing import TextIO
 from bundle.cli import add_format, add_solutions, exit_with, make_parser
 from bundle.comparison import contest
 from bundle.comparison.changes import change_sheets, changes_csv, chosen, compare_sides
-from bundle.comparison.figures import Comparison
 from bundle.comparison.floor import Gpu, Rates
 from bundle.comparison.render import markdown, terminal, to_csv_text, to_json_text
 from bundle.comparison.sections import compare_sections
+from bundle.comparison.table import Comparison
 from bundle.comparison.traces import TraceRecord, load_traces
 from bundle.files import replace_section, write_whole
 from bundle.machine import this_hardware

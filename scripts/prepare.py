@@ -16,16 +16,14 @@ from pathlib import Path
 
 from bundle.cli import add_dataset, make_parser
 from bundle.dataset.replicas import (
-    DEFINITION,
     digests_path,
     find_bad_blobs,
-    read_table,
     reference_route,
     serialize_routing,
     tensors_digest,
-    workload_lines,
     write_blobs,
 )
+from bundle.dataset.workload_table import DEFINITION, read_table, workload_lines
 from rich.console import Console
 from rich.progress import track
 

@@ -18,11 +18,14 @@ from functools import partial
 from pathlib import Path
 
 from bundle.cli import exit_with
-from bundle.comparison.traces import load_traces
+from bundle.comparison.sections import compare_sections
+from bundle.comparison.summaries import percent_sheet
+from bundle.comparison.traces import TraceRecord, load_traces
 from bundle.paths import ROOT
 from bundle.probes.reporting import Task, report_parser, run_report
 from bundle.probes.roofline import RateRow, RooflineReport, measurements, roofline_sheets
 from bundle.probes.timer import Timer
+from bundle.sheets import Sheet
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
@@ -43,13 +46,22 @@ def plan() -> list[Task]:
     return [Task([(name,)], partial(listed, measure)) for name, measure in rates]
 
 
+def reached_sheets(report: RooflineReport, records: Sequence[TraceRecord]) -> list[Sheet]:
+    """Percent of the floor that each solution's traces reach on the report's GPU."""
+    own = [r for r in records if r.environment["hardware"] == report.provenance.hardware]
+    if not own or not report.gpu:
+        return []
+    comparisons = compare_sections(own, root=ROOT, rates=lambda _: report.gpu)
+    return [sheet for comparison in comparisons if (sheet := percent_sheet(comparison))]
+
+
 def main(arguments: Sequence[str]) -> int:
     options = parse_arguments(arguments)
 
-    def sheets(report: RooflineReport) -> list:
+    def sheets(report: RooflineReport) -> list[Sheet]:
         there = any(options.traces.rglob("*.jsonl"))
         records = load_traces([options.traces])[0] if there else []
-        return roofline_sheets(report, records)
+        return roofline_sheets(report) + reached_sheets(report, records)
 
     return run_report(RooflineReport, plan, sheets, options, arguments)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+UNKNOWN = "unknown"  # a machine, a driver or a harness
 _MARK = re.compile(r" \((\w+) emulated\)$")
 
 

@@ -10,10 +10,9 @@ from importlib.metadata import version
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from .hardware import UNKNOWN
 from .harness import env_snapshot
 from .paths import ROOT
-
-UNKNOWN = "unknown"  # a harness or a driver
 
 
 class Model(BaseModel):

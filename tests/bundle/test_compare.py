@@ -14,9 +14,10 @@ from uuid import UUID
 import compare as script
 import pytest
 from bundle.comparison.compatibility import ComparisonError
-from bundle.comparison.figures import COMMON, MISSING, compare
+from bundle.comparison.figures import compare
 from bundle.comparison.floor import Gpu
 from bundle.comparison.render import facts, sheets, terminal
+from bundle.comparison.table import COMMON, MISSING
 from bundle.comparison.traces import load_traces
 from bundle.files import replace_section, write_whole
 from bundle.paths import ROOT, BadInput

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from bundle.dataset.oracle import execute_reference
-from bundle.dataset.replicas import DEFINITION
+from bundle.dataset.workload_table import DEFINITION
 from flashinfer_bench.compile import BuilderRegistry
 from toy_reference import FP8, real_definition, toy_definition, toy_inputs
 

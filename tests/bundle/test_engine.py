@@ -12,7 +12,7 @@ import engine_call
 import pack as pack_script
 import pytest
 import torch
-from bundle.dataset.replicas import DEFINITION
+from bundle.dataset.workload_table import DEFINITION
 from bundle.paths import ROOT
 from engine_call import DEVICE, layer_inputs
 from flashinfer_bench import ApplyConfig, apply, enable_apply

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from bundle.dataset.exporting import author_of, export_traces
 from bundle.dataset.loading import load_definition
-from bundle.dataset.replicas import DEFINITION
+from bundle.dataset.workload_table import DEFINITION
 from bundle.paths import ROOT
 from bundle.tolerances import ATOL, MATCHED_RATIO, RTOL
 from flashinfer_bench.data import Trace

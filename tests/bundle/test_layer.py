@@ -6,7 +6,7 @@ import layer
 import pytest
 import torch
 from bundle.comparison.floor import Gpu
-from bundle.dataset.replicas import DEFINITION
+from bundle.dataset.workload_table import DEFINITION
 from bundle.paths import ROOT, BadInput
 from bundle.probes import layer_probe as probe_module
 from bundle.probes import reporting

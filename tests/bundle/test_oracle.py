@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from bundle.dataset.oracle import LazyExperts, build_oracle, execute_reference
-from bundle.dataset.replicas import make_routing, read_table
+from bundle.dataset.replicas import make_routing
+from bundle.dataset.workload_table import read_table
 from toy_reference import FP8, real_definition, toy_definition, toy_inputs
 
 ROOT = Path(__file__).resolve().parents[2]

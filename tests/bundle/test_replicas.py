@@ -12,7 +12,6 @@ import pytest
 import torch
 from bundle.dataset import replicas
 from bundle.dataset.replicas import (
-    DEFINITION,
     GROUP_SIZE,
     MARGIN,
     NUM_GROUPS,
@@ -22,13 +21,16 @@ from bundle.dataset.replicas import (
     find_bad_blobs,
     make_routing,
     prepare,
-    read_table,
     reference_route,
-    replica_uuid,
     serialize_routing,
     sigmoid,
-    table_path,
     tensors_digest,
+)
+from bundle.dataset.workload_table import (
+    DEFINITION,
+    read_table,
+    replica_uuid,
+    table_path,
     workload_lines,
 )
 from flashinfer_bench.bench.utils import load_safetensors

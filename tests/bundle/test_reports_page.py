@@ -11,9 +11,10 @@ from bundle.comparison.figures import compare
 from bundle.comparison.traces import load_traces
 from bundle.page.page import machines_of, stage_class
 from bundle.page.plots import Plot, Series, png, svg
-from bundle.page.views import Bar, Bars, line_plots, ratio_panels, stage_names
+from bundle.page.views import line_plots, ratio_panels
 from bundle.paths import ROOT, BadInput
 from bundle.probes.roofline import rates
+from bundle.probes.stages import Bar, Bars, stage_names
 from bundle.probes.store import Report
 from report_factory import H100, H200, SOLUTIONS, layer_report, traces, write_all
 from trace_factory import ROWS, make_trace, moe_workload, write_traces

@@ -2,7 +2,7 @@
 
 import pytest
 from bundle.comparison.floor import OFFICIAL, REPLICAS, Gpu, MoeGeometry, load_routings, regime_of
-from bundle.dataset.replicas import DEFINITION, read_table
+from bundle.dataset.workload_table import DEFINITION, read_table
 from bundle.paths import ROOT, BadInput
 
 # seq_len: floor in us on an H200, worked out by hand from 44.04 MB per expert, 88.1 MFLOP per

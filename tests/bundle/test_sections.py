@@ -7,7 +7,7 @@ import pytest
 from bundle.comparison.compatibility import ComparisonError
 from bundle.comparison.sections import EVENTS, MEDIANS, THIS_MACHINE, compare_sections, timing
 from bundle.comparison.traces import load_traces
-from bundle.machine import UNKNOWN
+from bundle.hardware import UNKNOWN
 from bundle.paths import ROOT
 from bundle.runs.store import read_traces, store_traces
 from trace_factory import DEFINITION, H100, H200, LIBS, ROWS, all_rows, make_trace, write_traces

@@ -6,7 +6,7 @@ from datetime import timezone
 
 import pytest
 from bundle.comparison.traces import LAYOUT_0_1, LAYOUT_BY_AUTHOR, TraceError, load_traces
-from bundle.machine import UNKNOWN
+from bundle.hardware import UNKNOWN
 from flashinfer_bench.data import Trace
 from trace_factory import ROWS, make_trace, moe_workload, write_traces
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from bundle.dataset.replicas import read_table
+from bundle.dataset.workload_table import read_table
 from bundle.paths import ROOT
 from layers import routed_to
 from real_layer import assert_close_to_torch, real_inputs, run_real

@@ -4,7 +4,7 @@ from datetime import datetime, timezone
 from functools import cache
 from itertools import product
 
-from bundle.dataset.replicas import DEFINITION
+from bundle.dataset.workload_table import DEFINITION
 from bundle.machine import Provenance
 from bundle.probes.cases import Case, named_cases
 from bundle.probes.gemm import GemmReport, GemmRow

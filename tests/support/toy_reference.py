@@ -1,7 +1,7 @@
 """The definition on toy geometry: its own reference source with smaller constants."""
 
 import torch
-from bundle.dataset.replicas import DEFINITION
+from bundle.dataset.workload_table import DEFINITION
 from flashinfer_bench.data import Definition, load_json_file
 
 CONSTANTS = {

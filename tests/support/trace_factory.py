@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from bundle.dataset.replicas import DEFINITION, Row, read_table
+from bundle.dataset.workload_table import DEFINITION, Row, read_table
 from bundle.paths import ROOT
 from flashinfer_bench.data import (
     Correctness,

@@ -13,7 +13,7 @@ from ..sheets import BEST, DIM, FAILED, Entry, Heading, Sheet
 from .compatibility import ABSENT, ComparisonError
 from .sections import timing
 from .spread import ASSUMED_SPREAD, Measured
-from .summaries import workload_name
+from .table import workload_name
 from .traces import NOTES, TraceRecord
 
 FASTER, SLOWER, NOISE = "faster", "slower", "noise"
@@ -87,9 +87,9 @@ def compare_sides(before: Sequence[TraceRecord], after: Sequence[TraceRecord]) -
     changes = []
     for key in common:
         workload = new[key][0].workload
-        sides = Measured.of(old[key]), Measured.of(new[key])
+        earlier, later = (Measured.of([r.latency_us for r in side[key]]) for side in (old, new))
         name = workload_name(dict(workload.axes))
-        changes.append(Change(*key[:3], name, key[3], *sides, verdict(*sides)))
+        changes.append(Change(*key[:3], name, key[3], earlier, later, verdict(earlier, later)))
     changes.sort(key=lambda change: (change.definition, change.hardware, change.solution))
     notes = _differences(old, new, common)
     if missing := len(old.keys() - new.keys()):

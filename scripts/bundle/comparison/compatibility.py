@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 
-from ..machine import UNKNOWN
+from ..hardware import UNKNOWN
 from ..paths import BadInput
 from .floor import Routing
 from .traces import DRIVER, HARNESS, LAYOUT_0_1, Environment, TraceRecord

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from ..sheets import BEST, FAILED, Entry, Heading, Sheet
-from .figures import PASSED, Comparison
+from .table import PASSED, Comparison
 
 BASELINE = "flashinfer_moe"
 TOLERANCES = "--atol 1 --rtol 0.3 --required-matched-ratio 0.9"

@@ -1,21 +1,19 @@
 """The numbers of a comparison: solutions against each other on the workloads of one definition.
 
-No rendering here; see render.py. A result that is not there stays visible: a cell always has a
-status, and a mean over an incomplete set has no value, only a count.
+No rendering here; see render.py.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from math import isnan, nan
+from dataclasses import replace
 from pathlib import Path
-from statistics import fmean, geometric_mean
+from statistics import geometric_mean
 
 from flashinfer_bench.data import ScalarInput
 
-from ..dataset.replicas import DEFINITION, table_path
+from ..dataset.workload_table import DEFINITION, table_path
 from .compatibility import (
     ABSENT,
     ComparisonError,
@@ -24,135 +22,23 @@ from .compatibility import (
     refuse_mixture,
     workload_sets,
 )
-from .floor import REGIMES, Gpu, MoeGeometry, Rates, Routing, load_routings, regime_of
+from .floor import REGIMES, Gpu, MoeGeometry, Rates, Routing, regime_of
+from .routings import load_routings
 from .spread import Measured
+from .table import (
+    COMMON,
+    MISSING,
+    PASSED,
+    Accuracy,
+    Cell,
+    Column,
+    Comparison,
+    Provenance,
+    Record,
+    Row,
+    Scope,
+)
 from .traces import BUNDLE, KERNELS, TraceRecord
-
-PASSED = "PASSED"
-MISSING = "missing"
-COMMON = "common"  # the scope of the workloads passed by all solutions that passed any
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """Errors against the reference; NaN and infinity are values like any other here."""
-
-    matched_ratio: float | None  # None: the evaluator recorded none
-    max_absolute_error: float
-    max_relative_error: float
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One solution on one workload. Without a latency all derived figures are None."""
-
-    status: str  # an EvaluationStatus of the harness, or MISSING
-    latency_us: float | None = None
-    reference_us: float | None = None  # None also if the reference was not timed
-    speedup: float | None = None  # reference / latency
-    baseline_ratio: float | None = None  # latency / latency of the baseline: below 1 is faster
-    winner: bool = False
-    clear: bool = False  # wins by more than the spread of the runs
-    spread: Measured | None = None  # of the runs with this commit of the bundle
-    floor_us: float | None = None  # given without a latency too; None without a roofline
-    over_floor_us: float | None = None
-    floor_ratio: float | None = None  # latency / floor
-    accuracy: Accuracy | None = None
-    timestamp: str | None = None  # ISO 8601
-    source: str | None = None  # file:line of the trace
-
-
-@dataclass(frozen=True)
-class Row:
-    """One workload."""
-
-    uuid: str
-    label: dict[str, float | str | None]  # what tells it apart: axes, then scalar inputs
-    axes: dict[str, int]
-    scalars: dict[str, float]
-    routing: Routing | None
-    regime: str | None
-    cells: dict[str, Cell]  # by column label
-
-
-@dataclass(frozen=True)
-class Column:
-    """One solution, in one environment where several are compared."""
-
-    label: str
-    solution: str
-    environment: dict[str, str]
-
-
-@dataclass(frozen=True)
-class Aggregate:
-    """A figure over the cells of a scope: how many of them gave a value, and the figure.
-
-    A mean has a value only if all did; an extreme is that of the cells that did.
-    """
-
-    value: float | None
-    count: int
-    total: int
-
-
-@dataclass(frozen=True)
-class Score:
-    """One solution over the workloads of one scope."""
-
-    passed: int
-    total: int
-    wins: int
-    clear_wins: int  # those beyond the spread of the runs
-    speedup_geometric: Aggregate
-    speedup_arithmetic: Aggregate
-    ratio_geometric: Aggregate
-    ratio_arithmetic: Aggregate
-
-
-@dataclass(frozen=True)
-class Scope:
-    """Workloads that are averaged together: all, a regime, or those that everybody passed."""
-
-    label: str
-    workloads: int
-    scores: dict[str, Score]  # by column label
-
-
-@dataclass(frozen=True)
-class Record:
-    """One solution's statuses and worst errors over all workloads."""
-
-    statuses: dict[str, int]
-    matched_ratio_min: Aggregate
-    max_absolute_error: Aggregate
-    max_relative_error: Aggregate
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """Where the numbers come from."""
-
-    environment: dict[str, list[str]]  # hardware, flashinfer_bench, torch, ...: values seen
-    first: str  # ISO 8601
-    last: str
-    traces: int  # used in the table
-    superseded: int  # left out for a later trace of the same solution and workload
-    skipped_lines: int  # in all files read, whatever their definition
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Everything about one definition."""
-
-    definition: str
-    baseline: str | None
-    provenance: Provenance
-    columns: list[Column]
-    rows: list[Row]
-    scopes: list[Scope]
-    records: dict[str, Record]  # by column label
-    notes: list[str] = field(default_factory=list)
 
 
 def nothing_known(hardware: str) -> Gpu | None:  # noqa: ARG001
@@ -304,7 +190,7 @@ def _compare_one(
         columns=list(columns.values()),
         rows=rows,
         scopes=_scopes(rows, labels),
-        records={label: _record([row.cells[label] for row in rows]) for label in labels},
+        records={label: Record.of([row.cells[label] for row in rows]) for label in labels},
         notes=notes,
     )
 
@@ -406,10 +292,10 @@ def _cell(record: TraceRecord, runs: Sequence[TraceRecord]) -> Cell:
     if latency is not None and reference is not None:
         cell = replace(
             cell,
-            latency_us=latency * 1e3,
+            latency_us=record.latency_us,
             reference_us=reference * 1e3 or None,
             speedup=reference / latency or None,
-            spread=Measured.of([run for run in runs if run.passed]),
+            spread=Measured.of([run.latency_us for run in runs if run.passed]),
         )
     return cell
 
@@ -513,68 +399,17 @@ def _labelled(rows: list[Row]) -> list[Row]:
     return labelled
 
 
-# Aggregates ------------------------------------------------------------------------------------
-
-
 def _scopes(rows: list[Row], labels: list[str]) -> list[Scope]:
     """All workloads, each regime that has some, and the common ones where a cell is lacking."""
-    scopes = [_scope("all", rows, labels)]
+    scopes = [Scope.of("all", rows, labels)]
     for regime, *_ in REGIMES:
         if inside := [row for row in rows if row.regime == regime]:
-            scopes.append(_scope(regime, inside, labels))
+            scopes.append(Scope.of(regime, inside, labels))
     passing = [label for label in labels if scopes[0].scores[label].passed]
     if any(scopes[0].scores[label].passed < len(rows) for label in passing):
         common = [
             row for row in rows if all(row.cells[label].status == PASSED for label in passing)
         ]
         if common:
-            scopes.append(_scope(COMMON, common, passing))
+            scopes.append(Scope.of(COMMON, common, passing))
     return scopes
-
-
-def _scope(label: str, rows: list[Row], labels: list[str]) -> Scope:
-    return Scope(
-        label=label,
-        workloads=len(rows),
-        scores={name: _score([row.cells[name] for row in rows]) for name in labels},
-    )
-
-
-def _score(cells: list[Cell]) -> Score:
-    speedups = [cell.speedup for cell in cells]
-    ratios = [cell.baseline_ratio for cell in cells]
-    return Score(
-        passed=sum(cell.status == PASSED for cell in cells),
-        total=len(cells),
-        wins=sum(cell.winner for cell in cells),
-        clear_wins=sum(cell.clear for cell in cells),
-        speedup_geometric=_mean(geometric_mean, speedups),
-        speedup_arithmetic=_mean(fmean, speedups),
-        ratio_geometric=_mean(geometric_mean, ratios),
-        ratio_arithmetic=_mean(fmean, ratios),
-    )
-
-
-def _mean(mean: Callable[[list[float]], float], values: list[float | None]) -> Aggregate:
-    there = [value for value in values if value is not None]
-    complete = len(there) == len(values)
-    return Aggregate(mean(there) if complete else None, len(there), len(values))
-
-
-def _record(cells: list[Cell]) -> Record:
-    accuracies = [cell.accuracy for cell in cells]
-    return Record(
-        statuses=dict(Counter(cell.status for cell in cells).most_common()),
-        matched_ratio_min=_extreme(min, [a.matched_ratio if a else None for a in accuracies]),
-        max_absolute_error=_extreme(max, [a.max_absolute_error if a else None for a in accuracies]),
-        max_relative_error=_extreme(max, [a.max_relative_error if a else None for a in accuracies]),
-    )
-
-
-def _extreme(pick: Callable[[list[float]], float], values: list[float | None]) -> Aggregate:
-    """The worst value; a NaN is worse than any number (min and max would hide it)."""
-    there = [value for value in values if value is not None]
-    worst = pick(there) if there else None
-    if any(isnan(value) for value in there):
-        worst = nan
-    return Aggregate(worst, len(there), len(values))

@@ -11,13 +11,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-
-from ..dataset.replicas import read_table
-from ..paths import BadInput
-
-OFFICIAL = "official workloads"
-REPLICAS = "replicas of the official workloads"
 
 # (label, first and last seq_len): few tokens; the usual decode batch; weights still the limit
 # although every expert is hit; tensor cores the limit.
@@ -76,23 +69,9 @@ class MoeGeometry:
 class Routing:
     """How a workload's tokens meet the local experts."""
 
-    workload_set: str  # OFFICIAL or REPLICAS
+    workload_set: str  # of the official workloads, or of their replicas
     active_experts: int
     pairs: int
-
-
-def load_routings(root: Path) -> dict[str, Routing]:
-    """Routing by workload uuid, of the official workloads and of their replicas."""
-    routings = {}
-    try:
-        rows = read_table(root)
-    except ValueError as error:
-        raise BadInput(f"{error}") from error
-    for row in rows:
-        counts = row.active_local_experts, row.local_pairs
-        routings[row.official_uuid] = Routing(OFFICIAL, *counts)
-        routings[row.uuid] = Routing(REPLICAS, *counts)
-    return routings
 
 
 def regime_of(seq_len: int) -> str:

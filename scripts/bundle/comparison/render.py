@@ -34,7 +34,7 @@ from ..sheets import (
 )
 from ..tolerances import MATCHED_RATIO, NEAR
 from .compatibility import recorded
-from .figures import COMMON, PASSED, Accuracy, Aggregate, Cell, Comparison, Row
+from .table import COMMON, PASSED, Accuracy, Aggregate, Cell, Comparison, Row
 from .traces import DRIVER
 
 MARKDOWN_WIDTH = 130

@@ -10,10 +10,11 @@ from pathlib import Path
 
 from packaging.version import InvalidVersion, Version
 
-from ..machine import UNKNOWN
+from ..hardware import UNKNOWN
 from .compatibility import ABSENT, ComparisonError, by_environment, recorded
-from .figures import Comparison, compare, nothing_known
+from .figures import compare, nothing_known
 from .floor import Rates
+from .table import Comparison
 from .traces import HARNESS, LAYOUT_0_1, LAYOUT_BY_AUTHOR, TraceRecord
 
 THIS_MACHINE = "Measured on a GPU or CPU of this machine's kind."

@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from .traces import TraceRecord
-
 ASSUMED_SPREAD = 0.05  # either way, of a figure that was measured once: no other is known
 
 
@@ -26,11 +24,11 @@ class Measured:
     """The spread; of a lone run, ASSUMED_SPREAD either way."""
 
     @classmethod
-    def of(cls, records: Sequence[TraceRecord]) -> Measured | None:
-        """None if any run failed: what fails sometimes has no latency."""
-        if not all(record.passed for record in records):
+    def of(cls, times_us: Sequence[float | None]) -> Measured | None:
+        """None if any run failed, which has no time: what fails sometimes has no latency."""
+        times = [us for us in times_us if us is not None]
+        if len(times) < len(times_us):
             return None
-        times = [record.latency_ms * 1e3 for record in records if record.latency_ms is not None]
         lone = ASSUMED_SPREAD if len(times) == 1 else 0.0
         return cls(len(times), fmean(times), min(times) * (1 - lone), max(times) * (1 + lone))
 

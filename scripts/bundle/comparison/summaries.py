@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from statistics import geometric_mean
 
 from ..sheets import BEST, DIM, FAILED, Entry, Heading, Sheet, number_entry
-from .figures import COMMON, MISSING, PASSED, Comparison, Row
-from .render import Metric
+from .table import COMMON, MISSING, PASSED, Cell, Comparison, Row, workload_name
 
 
 def percent_of_floor(comparison: Comparison) -> dict[str, list[float | None]]:
@@ -47,7 +47,7 @@ def percent_sheet(comparison: Comparison) -> Sheet | None:
     return Sheet("Percent of the floor reached", headings, lines, frozenset({len(comparison.rows)}))
 
 
-def metric_sheet(comparison: Comparison, metric: Metric, title: str) -> Sheet:
+def figure_sheet(comparison: Comparison, figure: Callable[[Cell], str], title: str) -> Sheet:
     """One figure of all solutions on all workloads, the fastest of a row marked."""
     routed = any(row.routing for row in comparison.rows)
     headings = [Heading("workload"), *[Heading("experts")] * routed]
@@ -58,7 +58,7 @@ def metric_sheet(comparison: Comparison, metric: Metric, title: str) -> Sheet:
         for column in comparison.columns:
             cell = row.cells[column.label]
             if cell.status == PASSED:
-                entries.append(Entry(metric.format(cell), BEST if cell.winner else ""))
+                entries.append(Entry(figure(cell), BEST if cell.winner else ""))
             else:
                 entries.append(Entry(cell.status, FAILED))
         lines.append(entries)
@@ -97,11 +97,3 @@ def summary_sheet(comparison: Comparison) -> Sheet:
 def _experts(row: Row) -> Entry:
     """How many local experts are hit: what a small workload's time goes by, not its tokens."""
     return Entry(f"{row.routing.active_experts}" if row.routing else "-", DIM)
-
-
-def workload_name(label: dict) -> str:
-    """T=58 where seq_len alone tells workloads apart, else all of the label."""
-    rest = {k: v for k, v in label.items() if k not in ("seq_len", "local_expert_offset")}
-    if "seq_len" in label and not rest:
-        return f"T={label['seq_len']}"
-    return " ".join(f"{name}={value}" for name, value in label.items())

@@ -15,8 +15,7 @@ from flashinfer_bench.data import EvaluationStatus, ScalarInput, Trace, Workload
 from pydantic import ValidationError
 from pydantic_core import from_json
 
-from ..hardware import emulated, unmarked
-from ..machine import UNKNOWN
+from ..hardware import UNKNOWN, emulated, unmarked
 from ..paths import BadInput
 
 # flashinfer-bench itself writes no version into a trace, but its versions differ in where they put
@@ -87,6 +86,11 @@ class TraceRecord(NamedTuple):
     @property
     def passed(self) -> bool:
         return self.latency_ms is not None
+
+    @property
+    def latency_us(self) -> float | None:
+        """None if it did not pass."""
+        return None if self.latency_ms is None else self.latency_ms * 1e3
 
     @property
     def environment(self) -> dict[str, str]:

@@ -10,15 +10,14 @@ from pathlib import Path
 from statistics import geometric_mean, median
 from typing import Any
 
-from ..comparison.figures import Comparison
 from ..comparison.summaries import percent_of_floor
+from ..comparison.table import Comparison
 from ..probes.gemm import GemmReport, gemm_figures
 from ..probes.layer import LayerReport, by_workload, ratio_to_best_other
 from ..probes.precision import PrecisionReport, PrecisionRow
 from ..probes.roofline import RooflineReport, rates
-from ..probes.stages import StageReport
+from ..probes.stages import StageReport, stage_bars
 from ..probes.store import Report
-from .views import stage_bars
 
 
 @dataclass(frozen=True)

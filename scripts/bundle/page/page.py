@@ -26,21 +26,18 @@ from ..probes.layer import LayerReport
 from ..probes.reporting import facts, failures
 from ..probes.roofline import rates
 from ..probes.stage_names import JOIN, STAGES, SWIGLU
-from ..probes.stages import StageReport
+from ..probes.stages import GAP, StageReport, stage_bars, stage_names
 from ..probes.store import Report, load_all
 from ..sheets import BEST, DIM, FAILED, Sheet
 from . import plots
 from .headlines import Machine, headline
 from .plots import NARROW, WIDE, Plot
 from .views import (
-    GAP,
     comparison_sheets,
     heat_maps,
     layer_plots,
     line_plots,
     report_sheets,
-    stage_bars,
-    stage_names,
 )
 
 FOLDER = Path(__file__).parent

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from statistics import median
 
-from ..comparison.figures import Comparison
 from ..comparison.render import LATENCY, SPEEDUP, record_sheet
 from ..comparison.summaries import (
-    metric_sheet,
+    figure_sheet,
     percent_of_floor,
     percent_sheet,
     summary_sheet,
-    workload_name,
 )
+from ..comparison.table import Comparison, workload_name
 from ..probes.baseline import pick_baseline
 from ..probes.footprint import FootprintReport, footprint_sheets
 from ..probes.gemm import USUAL_BASELINE, GemmReport, gemm_figures, gemm_ratios, gemm_sheets
@@ -31,37 +28,13 @@ from ..probes.layer import (
 )
 from ..probes.precision import PrecisionReport, precision_sheets
 from ..probes.roofline import RooflineReport, rates, roofline_sheets
-from ..probes.stage_names import position
 from ..probes.stages import StageReport, stage_sheets
 from ..probes.store import Report
 from ..probes.verification import VerificationReport, verification_sheets
 from ..sheets import Sheet
 from .plots import Plot, Series
 
-GAP = "gap"  # the time in which no kernel ran
 FAR = 2.0
-LONG = 2.0  # a bar longer than this times the median is cut
-
-
-@dataclass(frozen=True)
-class Bar:
-    """One solution's stages on one workload."""
-
-    solution: str
-    end_to_end_us: float
-    segments: list[tuple[str, float]]
-    """Stage and microseconds; the gap is the last."""
-
-
-@dataclass(frozen=True)
-class Bars:
-    title: str
-    bars: list[Bar]
-
-    @property
-    def longest_us(self) -> float:
-        times = [bar.end_to_end_us for bar in self.bars]
-        return min(max(times), LONG * median(times))
 
 
 @dataclass(frozen=True)
@@ -158,20 +131,6 @@ def _some(all_series: list[Series]) -> list[Series]:
     return [each for each in all_series if any(value is not None for value in each.values)]
 
 
-def stage_bars(report: StageReport) -> list[Bars]:
-    """The solutions' bars of each workload, the fastest first."""
-    bars_of: dict[str, list[Bar]] = defaultdict(list)
-    titles = {}
-    for row in report.rows:
-        segments = [*row.stages.items(), (GAP, max(0.0, row.gap_us))]
-        bars_of[row.uuid].append(Bar(row.solution, row.end_to_end_us, segments))
-        titles[row.uuid] = f"{row.workload}: {row.pairs:,} pairs, {row.active_experts} experts"
-    return [
-        Bars(titles[workload], sorted(bars, key=lambda bar: bar.end_to_end_us))
-        for workload, bars in bars_of.items()
-    ]
-
-
 def heat_maps(report: GemmReport, folder: Path) -> list[HeatMap]:
     """One map per kernel: N x K by E x m."""
     gpu = rates(folder, report.provenance.hardware)
@@ -232,18 +191,11 @@ def comparison_sheets(comparison: Comparison) -> dict[str, list[Sheet]]:
     """Tables beside each plot, by the end of the plot's id."""
     percent = percent_sheet(comparison)
     return {
-        "latency": [metric_sheet(comparison, LATENCY, "Latency, us")],
+        "latency": [figure_sheet(comparison, LATENCY.format, "Latency, us")],
         "speedup": [
             summary_sheet(comparison),
-            metric_sheet(comparison, SPEEDUP, "Speed-up by workload"),
+            figure_sheet(comparison, SPEEDUP.format, "Speed-up by workload"),
         ],
         "floor": [percent] if percent else [],
         "errors": [record_sheet(comparison)],
     }
-
-
-def stage_names(bars: Sequence[Bars]) -> list[str]:
-    """All stages in some bars in pipeline order, for the legend."""
-    segments = [segment for each in bars for bar in each.bars for segment in bar.segments]
-    stages = {stage for stage, _ in segments} - {GAP}
-    return [*sorted(stages, key=lambda stage: (position(stage), stage)), GAP]

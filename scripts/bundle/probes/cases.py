@@ -19,16 +19,14 @@ from ..dataset.loading import load_definition
 from ..dataset.manifest import read_config
 from ..dataset.packing import solution_folders
 from ..dataset.replicas import (
-    DEFINITION,
     GROUP_SIZE,
     NUM_EXPERTS,
     NUM_LOCAL_EXPERTS,
     TOPK_GROUPS,
-    Row,
     make_routing,
-    read_table,
     reference_route,
 )
+from ..dataset.workload_table import DEFINITION, Row, read_table
 from ..harness import gen_inputs
 from ..paths import ROOT, BadInput
 from ..runs.requirements import Device, why_not

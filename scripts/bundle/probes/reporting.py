@@ -27,7 +27,8 @@ from rich.progress import (
 from rich.text import Text
 
 from ..cli import DATA, add_data, add_format, make_parser
-from ..machine import UNKNOWN, bundle_version, now, provenance
+from ..hardware import UNKNOWN
+from ..machine import bundle_version, now, provenance
 from ..paths import ROOT, BadInput
 from ..sheets import DIM, WIDTH, Sheet, escaped, markdown_table, rich_table
 from .store import AnyReport, Failed, Key, Report, Row, load_all, report_path, resumed, save

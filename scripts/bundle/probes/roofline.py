@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -11,11 +11,7 @@ import torch
 
 from ..cli import DATA
 from ..comparison.floor import Gpu
-from ..comparison.sections import compare_sections
-from ..comparison.summaries import percent_sheet
-from ..comparison.traces import TraceRecord
 from ..machine import hardware_name, provenance
-from ..paths import ROOT
 from ..sheets import Entry, Heading, Sheet, number_entry
 from .store import Report, Row, load, report_path, save
 from .timer import Call, Timer
@@ -133,8 +129,8 @@ def gemm(m: int, n: int, k: int) -> Call:
     )
 
 
-def roofline_sheets(report: RooflineReport, records: Sequence[TraceRecord] = ()) -> list[Sheet]:
-    """The measured rates, then percent of the floor that each solution's traces reach."""
+def roofline_sheets(report: RooflineReport) -> list[Sheet]:
+    """The measured rates."""
     lines = [
         [
             Entry(row.name),
@@ -144,10 +140,4 @@ def roofline_sheets(report: RooflineReport, records: Sequence[TraceRecord] = ())
         for row in report.rows
     ]
     headings = [Heading("rate", left=True), Heading("us"), Heading("reached")]
-    sheets = [Sheet(f"What the {report.provenance.hardware} reaches", headings, lines)]
-    own = [r for r in records if r.environment["hardware"] == report.provenance.hardware]
-    if own and report.gpu:
-        for comparison in compare_sections(own, root=ROOT, rates=lambda _: report.gpu):
-            if sheet := percent_sheet(comparison):
-                sheets.append(sheet)
-    return sheets
+    return [Sheet(f"What the {report.provenance.hardware} reaches", headings, lines)]

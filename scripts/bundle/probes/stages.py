@@ -1,16 +1,20 @@
-"""Where the time of a layer goes: a report's rows and tables."""
+"""Where the time of a layer goes: a report's rows, tables and bars."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
 
 from ..sheets import DIM, Entry, Heading, Sheet, number_entry
 from .baseline import pick_baseline, verdict
-from .stage_names import OTHER, KernelTime, comparable_us
+from .stage_names import OTHER, KernelTime, comparable_us, position
 from .store import Report, Row
 
 USUAL_BASELINE = "sglang_fp8_blockwise_moe"
+GAP = "gap"  # the time in which no kernel ran
+LONG = 2.0  # a bar longer than this times the median is cut
 
 
 class StageRow(Row):
@@ -108,3 +112,45 @@ def _stage_sheet(rows: Sequence[StageRow], baseline: str) -> Sheet:
     first = rows[0]
     title = f"{first.workload}: {first.pairs:,} pairs on {first.active_experts} local experts"
     return Sheet(f"{title}; ratio to {baseline}", headings, lines, frozenset(breaks - {0}))
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One solution's stages on one workload."""
+
+    solution: str
+    end_to_end_us: float
+    segments: list[tuple[str, float]]
+    """Stage and microseconds; the gap is the last."""
+
+
+@dataclass(frozen=True)
+class Bars:
+    title: str
+    bars: list[Bar]
+
+    @property
+    def longest_us(self) -> float:
+        times = [bar.end_to_end_us for bar in self.bars]
+        return min(max(times), LONG * median(times))
+
+
+def stage_bars(report: StageReport) -> list[Bars]:
+    """The solutions' bars of each workload, the fastest first."""
+    bars_of: dict[str, list[Bar]] = defaultdict(list)
+    titles = {}
+    for row in report.rows:
+        segments = [*row.stages.items(), (GAP, max(0.0, row.gap_us))]
+        bars_of[row.uuid].append(Bar(row.solution, row.end_to_end_us, segments))
+        titles[row.uuid] = f"{row.workload}: {row.pairs:,} pairs, {row.active_experts} experts"
+    return [
+        Bars(titles[workload], sorted(bars, key=lambda bar: bar.end_to_end_us))
+        for workload, bars in bars_of.items()
+    ]
+
+
+def stage_names(bars: Sequence[Bars]) -> list[str]:
+    """All stages in some bars in pipeline order, for the legend."""
+    segments = [segment for each in bars for bar in each.bars for segment in bar.segments]
+    stages = {stage for stage, _ in segments} - {GAP}
+    return [*sorted(stages, key=lambda stage: (position(stage), stage)), GAP]

@@ -10,8 +10,9 @@ from functools import cache
 
 import torch
 
+from ..hardware import UNKNOWN
 from ..harness import harness_version
-from ..machine import UNKNOWN, bundle_version
+from ..machine import bundle_version
 
 HARNESS, BUNDLE, DRIVER = "flashinfer_bench", "bundle", "driver"
 KERNELS = "kernels"
