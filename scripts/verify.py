@@ -38,8 +38,8 @@ from bundle.probes.verification import (
 )
 from bundle.runs.cpu_runner import MEMORY_SHARE, free_memory
 from bundle.runs.jobs import Job
-from bundle.runs.requirements import current_device
-from bundle.runs.selection import keys_of, refusals, select_jobs
+from bundle.runs.requirements import current_device, refusals
+from bundle.runs.selection import keys_of, select_jobs
 from bundle.runs.verification import Plan, make_plan, verify
 from bundle.sandbox.confinement import hide_memory
 from bundle.sandbox.contract import Limits

@@ -13,8 +13,9 @@ from bundle.paths import BadInput
 from bundle.runs.evaluator import Evaluator, Machine
 from bundle.runs.gpus import VISIBLE, GpuProcess, visible_gpus
 from bundle.runs.jobs import Job
-from bundle.runs.pool import Finished, Here, Lost, Pool, Started, WorkerLost
+from bundle.runs.pool import Finished, Here, Lost, Pool, Started
 from bundle.runs.requirements import Device
+from bundle.runs.worker import WorkerLost
 from conftest import HAS_CUDA
 from toy_bundle import DEFINITION, control, make_bundle, packed
 

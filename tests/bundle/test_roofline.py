@@ -1,7 +1,8 @@
 """The floor against the figures measured and tabulated for the 19 workloads."""
 
 import pytest
-from bundle.comparison.floor import OFFICIAL, REPLICAS, Gpu, MoeGeometry, load_routings, regime_of
+from bundle.comparison.floor import Gpu, MoeGeometry, regime_of
+from bundle.comparison.routings import OFFICIAL, REPLICAS, load_routings
 from bundle.dataset.workload_table import DEFINITION, read_table
 from bundle.paths import ROOT, BadInput
 

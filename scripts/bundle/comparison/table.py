@@ -156,12 +156,15 @@ class Record:
 
     @classmethod
     def of(cls, cells: Sequence[Cell]) -> Record:
-        found = [cell.accuracy for cell in cells]
+        def worst(pick: Callable[[list[float]], float], name: str) -> Aggregate:
+            found = [getattr(cell.accuracy, name) if cell.accuracy else None for cell in cells]
+            return Aggregate.worst(pick, found)
+
         return cls(
             statuses=dict(Counter(cell.status for cell in cells).most_common()),
-            matched_ratio_min=Aggregate.worst(min, [a and a.matched_ratio for a in found]),
-            max_absolute_error=Aggregate.worst(max, [a and a.max_absolute_error for a in found]),
-            max_relative_error=Aggregate.worst(max, [a and a.max_relative_error for a in found]),
+            matched_ratio_min=worst(min, "matched_ratio"),
+            max_absolute_error=worst(max, "max_absolute_error"),
+            max_relative_error=worst(max, "max_relative_error"),
         )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from ..paths import ROOT, BadInput
 from .evaluator import Evaluator
-from .pool import WorkerLost
+from .worker import WorkerLost
 
 TYPE = "accelerator_type:"
 """Ray's resource of nodes with GPUs of a type, such as accelerator_type:H100."""

@@ -18,8 +18,7 @@ from ..paths import BadInput, check_root
 from .cpu_runner import cpu_benchmark
 from .jobs import Job, evaluate
 from .provenance import CLOCKS, MACHINE, POWER_LIMIT, facts
-from .requirements import Device, current_device
-from .selection import refusals
+from .requirements import Device, current_device, refusals
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import Any
 
 from ..paths import BadInput
 from .evaluator import Evaluator
-from .pool import WorkerLost
+from .worker import WorkerLost
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 END_SECONDS = 20

@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 from flashinfer_bench.bench import BenchmarkConfig
 from flashinfer_bench.data import Solution, Trace
@@ -16,23 +15,7 @@ from flashinfer_bench.data import Solution, Trace
 from ..paths import BadInput
 from .evaluator import Evaluator, Machine
 from .jobs import Job
-
-
-class WorkerLost(Exception):
-    """A worker's process has ended, or its machine is gone; the text says how that was noticed."""
-
-
-class Worker(Protocol):
-    """An Evaluator in another process."""
-
-    name: str
-
-    def ask(self, method: str, *arguments: Any) -> Future:
-        """Call a method of the Evaluator; one at a time. The future raises what that has raised, or
-        WorkerLost."""
-
-    def close(self) -> None:
-        """End the process, whatever it is doing."""
+from .worker import Worker, WorkerLost
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from flashinfer_bench.data import Solution
 
-from ..dataset.manifest import RequiredFile, Requires
+from ..dataset.manifest import CONFIG_FILE, RequiredFile, Requires, read_config
+from ..paths import ROOT
 from . import emulation
 
 
@@ -50,6 +52,22 @@ def why_not(requires: Requires, device: Device) -> str | None:
         if file.compute_capability == device.compute_capability and not _has_file(file):
             reasons.append(f"needs {file.path} in {file.package}: {file.install}")
     return "; ".join(reasons) or None
+
+
+def refusals(solutions: list[Solution], root: Path, device: Device) -> dict[str, str]:
+    """Those of a dataset's solutions that cannot run on this machine, and why."""
+    reasons = {s.name: why_not(requirements_of(s, root), device) for s in solutions}
+    return {name: reason for name, reason in reasons.items() if reason is not None}
+
+
+def requirements_of(solution: Solution, root: Path) -> Requires:
+    """From solution.toml: the dataset's own, or this bundle's for a solution that was packed into
+    another dataset. One that is nothing but JSON tells by its target hardware if it needs CUDA.
+    """
+    for folder in (root / "solutions" / solution.name, ROOT / "solutions" / solution.name):
+        if (folder / CONFIG_FILE).exists():
+            return read_config(folder).requires
+    return Requires(cpu="cpu" in solution.spec.target_hardware)
 
 
 def _has_file(file: RequiredFile) -> bool:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 
 from flashinfer_bench.data import Solution, Trace, TraceSet
 from rich.console import Console
 from rich.markup import escape
 
-from ..dataset.manifest import CONFIG_FILE, Requires, read_config
-from ..paths import ROOT, BadInput
+from ..paths import BadInput
 from .jobs import Job
-from .requirements import Device, why_not
 
 CPU_WORKLOADS = 2
 
@@ -83,19 +80,3 @@ def smallest(workloads: list[Trace]) -> list[Trace]:
 def keys_of(row: Trace) -> set[str]:
     """What selects a workload on the command line."""
     return {row.workload.uuid, *map(str, row.workload.axes.values())}
-
-
-def refusals(solutions: list[Solution], root: Path, device: Device) -> dict[str, str]:
-    """Those of a dataset's solutions that cannot run on this machine, and why."""
-    reasons = {s.name: why_not(requirements_of(s, root), device) for s in solutions}
-    return {name: reason for name, reason in reasons.items() if reason is not None}
-
-
-def requirements_of(solution: Solution, root: Path) -> Requires:
-    """From solution.toml: the dataset's own, or this bundle's for a solution that was packed into
-    another dataset. One that is nothing but JSON tells by its target hardware if it needs CUDA.
-    """
-    for folder in (root / "solutions" / solution.name, ROOT / "solutions" / solution.name):
-        if (folder / CONFIG_FILE).exists():
-            return read_config(folder).requires
-    return Requires(cpu="cpu" in solution.spec.target_hardware)

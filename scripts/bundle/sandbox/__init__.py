@@ -5,8 +5,7 @@ parent (holds inputs, expected outputs and the clock)
       └ the solution's process (contestant.py: builds the solution and calls it when told to)
 
 The parent's side is solution_process.py and launcher.py, and imports nothing of the other side's;
-both know what is ordered (contract.py). They share one block of memory for the tensors and exchange
-messages of fixed size (channel.py); nothing that a solution's process says is unpickled or
-evaluated. confinement.py holds what the kernel enforces, processes.py how to find and end whatever
-a solution has started.
+they share one block of memory for the tensors and exchange messages of fixed size (channel.py).
+Nothing that a solution's process says is unpickled or evaluated. confinement.py holds what the
+kernel enforces, processes.py how to find and end whatever a solution has started.
 """

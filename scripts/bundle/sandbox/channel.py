@@ -7,13 +7,15 @@ request, early, late or doubled, is noticed and never taken for this one's.
 from __future__ import annotations
 
 import fcntl
+import json
 import mmap
 import os
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import IntEnum
 from math import prod
+from typing import Any
 
 import torch
 
@@ -23,6 +25,8 @@ ANSWER = struct.Struct("<16sBI1000s")
 """nonce, `Outcome`, number, UTF-8 text padded with NUL."""
 TEXT_BYTES = 1000
 ALIGNMENT = 4096
+CHANGE = ("change", torch.int64, (3,))
+"""In the shared memory: number of the input tensor, first element and count of what has changed."""
 
 # linux/fcntl.h; the fcntl module has them only where Python was built against a new libc
 ADD_SEALS, SEAL_SEAL, SEAL_SHRINK, SEAL_GROW = 1033, 1, 2, 4
@@ -141,3 +145,43 @@ def open_tensors(memory: int, slots: Sequence[Slot]) -> list[torch.Tensor]:
         else torch.empty(slot.shape, dtype=slot.torch_dtype)
         for slot in slots
     ]
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a process is started for. Travels as JSON, from the parent only."""
+
+    definition: str
+    """The Definition as JSON."""
+    solution: str | None
+    """The Solution as JSON; None for the definition's reference."""
+    lean: bool
+    """Whether to take the oracle for the reference."""
+    inputs: list[Slot | None]
+    """None for a scalar."""
+    scalars: list[Any]
+    """As long as `inputs`; None for a tensor."""
+    outputs: list[Slot]
+    change: Slot
+    """Where what has changed for a call stands, see `CHANGE`."""
+    memory_limit: int | None
+    """Bytes of private memory; None: unlimited."""
+    confined: bool
+    """Whether it may write below its own folder only, which is then its home, too."""
+    device: str = "cpu"
+    """cpu: the shared memory holds the arguments. cuda:0: they are copied there and back."""
+    emulated: str | None = None
+    """The architecture of the GPU that is emulated, such as sm_90a; None: there is none."""
+    emulator_cache: str | None = None
+    """Where the emulator's compiled runtime is."""
+
+    def to_json(self) -> bytes:
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def from_json(cls, text: bytes) -> Order:
+        fields = json.loads(text)
+        for name in ("inputs", "outputs"):
+            fields[name] = [slot and Slot.of(slot) for slot in fields[name]]
+        fields["change"] = Slot.of(fields["change"])
+        return cls(**fields)

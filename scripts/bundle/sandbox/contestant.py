@@ -22,8 +22,7 @@ from flashinfer_bench.data import Definition, Solution
 from ..dataset.oracle import build_oracle
 from ..harness import BuildError, build_reference, build_solution, normalize_result
 from ..paths import ROOT
-from .channel import Answer, Command, Outcome, Request, Slot, open_tensors
-from .contract import Order
+from .channel import Answer, Command, Order, Outcome, Request, Slot, open_tensors
 from .integrity import replaced, watched
 from .poison import poisoned_like
 

@@ -15,8 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .channel import REQUEST, Command, Outcome, Request
-from .contract import Order
+from .channel import REQUEST, Command, Order, Outcome, Request
 from .launcher import PID, START, STATUS
 from .processes import die_with_parent, end_descendants, inherit_orphans
 

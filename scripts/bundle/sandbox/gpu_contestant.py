@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import torch
 
+from .channel import Order
 from .contestant import Contestant, in_range
-from .contract import Order
 from .poison import poisoned_like
 
 SLEEP_CYCLES = 40_000_000

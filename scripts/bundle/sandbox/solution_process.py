@@ -18,15 +18,17 @@ from flashinfer_bench.data import EvaluationStatus
 
 from .channel import (
     ANSWER,
+    CHANGE,
     Answer,
     Command,
+    Order,
     Outcome,
     Request,
     create_memory,
     lay_out,
     open_tensors,
 )
-from .contract import CHANGE, Change, Failure, Limits, Order, Subject
+from .contract import Change, Failure, Limits, Subject
 from .launcher import Launcher
 from .poison import poison
 from .processes import descendants, memory_of
