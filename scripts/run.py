@@ -30,16 +30,16 @@ from bundle.cli import Listed, add_dataset, add_solutions, add_workloads, make_p
 from bundle.console import open_output, printable
 from bundle.dataset.loading import check_blobs, describe, load_dataset
 from bundle.dataset.packing import pack_in_place, solution_folders
+from bundle.hardware import Device
 from bundle.harness import make_config
 from bundle.paths import BadInput, check_root
 from bundle.runs.cluster import connect, disconnect, ray_workers
 from bundle.runs.cores import Cores
 from bundle.runs.emulation import ARCHITECTURES
-from bundle.runs.evaluator import Evaluator, make_blobs
-from bundle.runs.gpus import VISIBLE, gpu_processes, visible_gpus
-from bundle.runs.jobs import split, unfinished
-from bundle.runs.pool import Event, Finished, Here, Lost, Pool, Started
-from bundle.runs.requirements import Device
+from bundle.runs.evaluator import Evaluator, Here, make_blobs
+from bundle.runs.gpus import VISIBLE, GpuProcess, gpu_processes, visible_gpus
+from bundle.runs.jobs import Event, Finished, Lost, Started, split, unfinished
+from bundle.runs.pool import Pool
 from bundle.runs.selection import select_jobs
 from bundle.runs.store import check_store, store_traces
 from bundle.tolerances import ATOL, MATCHED_RATIO, RTOL
@@ -145,7 +145,7 @@ def open_places(arguments: argparse.Namespace, root: Path, count: int) -> Here |
             return Pool(gpu_processes(gpus, root))
         os.environ[VISIBLE] = gpus[0]
         return Here(Evaluator(root, emulated))
-    return Cores(root, emulated)
+    return Cores(root, emulated, lambda name: GpuProcess("", name, root, emulated))
 
 
 def run(arguments: argparse.Namespace, count: int, console: Console) -> int:

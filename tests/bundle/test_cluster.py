@@ -13,8 +13,8 @@ from bundle.harness import make_config
 from bundle.paths import BadInput
 from bundle.runs import cluster as ray_cluster
 from bundle.runs.cluster import connect, disconnect, of_type, ray_workers
-from bundle.runs.jobs import Job
-from bundle.runs.pool import Finished, Lost, Pool, Started
+from bundle.runs.jobs import Finished, Job, Lost, Started
+from bundle.runs.pool import Pool
 from conftest import HAS_CUDA
 from toy_bundle import DEFINITION, control, make_bundle, packed
 

@@ -7,8 +7,8 @@ from bundle.dataset.loading import load_dataset
 from bundle.harness import make_config
 from bundle.runs import cores
 from bundle.runs.cores import Cores
-from bundle.runs.jobs import Job, split
-from bundle.runs.pool import Finished, Started
+from bundle.runs.gpus import GpuProcess
+from bundle.runs.jobs import Finished, Job, Started, split
 from conftest import HAS_CUDA
 from toy_bundle import DEFINITION, control, make_bundle, packed
 
@@ -32,7 +32,7 @@ def bundle(tmp_path):
 
 def ran(root, jobs):
     """(solution, workload, worker) of every job, and all statuses."""
-    places = Cores(root, None)
+    places = Cores(root, None, lambda name: GpuProcess("", name, root))
     try:
         events = list(places.run(jobs, CONFIG))
     finally:

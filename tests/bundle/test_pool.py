@@ -8,14 +8,14 @@ from concurrent.futures import Future
 
 import pytest
 from bundle.dataset.loading import load_dataset
+from bundle.hardware import Device
 from bundle.harness import make_config
 from bundle.paths import BadInput
-from bundle.runs.evaluator import Evaluator, Machine
+from bundle.runs.evaluator import Evaluator, Here
 from bundle.runs.gpus import VISIBLE, GpuProcess, visible_gpus
-from bundle.runs.jobs import Job
-from bundle.runs.pool import Finished, Here, Lost, Pool, Started
-from bundle.runs.requirements import Device
-from bundle.runs.worker import WorkerLost
+from bundle.runs.jobs import Finished, Job, Lost, Started
+from bundle.runs.pool import Pool
+from bundle.runs.worker import Machine, WorkerLost
 from conftest import HAS_CUDA
 from toy_bundle import DEFINITION, control, make_bundle, packed
 

@@ -10,9 +10,9 @@ import profile_call
 import pytest
 import torch
 from bundle import cli
+from bundle.hardware import Device
 from bundle.probes import one_call
 from bundle.probes.cases import named_cases
-from bundle.runs.requirements import Device
 
 H100 = Device("NVIDIA H100", 90)
 TIME, DRAM, TENSOR = profile_call.METRICS

@@ -495,8 +495,8 @@ def test_report_script_without_anything_says_what_to_run(tmp_path, monkeypatch, 
 def test_a_solution_that_does_not_import_is_left_out_with_the_reason(tmp_path, capsys, monkeypatch):
     import sys
 
+    from bundle.hardware import Device
     from bundle.probes.cases import solutions_here
-    from bundle.runs.requirements import Device
     from toy_bundle import add_solution
 
     for module in [name for name in sys.modules if name.split(".")[0] == "solutions"]:

@@ -2,8 +2,9 @@
 
 import pytest
 from bundle.dataset.manifest import Requires
+from bundle.hardware import Device
 from bundle.runs import requirements
-from bundle.runs.requirements import Device, current_device, why_not
+from bundle.runs.requirements import current_device, why_not
 
 CPU = Device("CPU", None)
 A100 = Device("NVIDIA A100", 80)

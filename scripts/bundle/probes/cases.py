@@ -27,9 +27,10 @@ from ..dataset.replicas import (
     reference_route,
 )
 from ..dataset.workload_table import DEFINITION, Row, read_table
+from ..hardware import Device
 from ..harness import gen_inputs
 from ..paths import ROOT, BadInput
-from ..runs.requirements import Device, why_not
+from ..runs.requirements import why_not
 
 WEIGHTS = ("gemm1_weights", "gemm1_weights_scale", "gemm2_weights", "gemm2_weights_scale")
 UNIFORM, SKEWED, ALL_LOCAL, FEW_EXPERTS = "uniform", "skewed", "all-local", "few-experts"

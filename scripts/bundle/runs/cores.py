@@ -8,7 +8,7 @@ other. A native one is measured, and has the machine for itself.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from flashinfer_bench.bench import BenchmarkConfig
@@ -16,10 +16,10 @@ from flashinfer_bench.data import Solution
 
 from .cpu_runner import free_memory
 from .emulation import is_interpreted, is_simulated
-from .evaluator import Evaluator
-from .gpus import GpuProcess
-from .jobs import Job
-from .pool import Event, Here, Pool
+from .evaluator import Evaluator, Here
+from .jobs import Event, Job
+from .pool import Pool
+from .worker import Worker
 
 PROCESSES = 2
 """More would each compute the reference again."""
@@ -30,8 +30,9 @@ PROCESS_BYTES = 6 << 30
 class Cores:
     """Stands in for Here and Pool."""
 
-    def __init__(self, root: Path, emulated: str | None) -> None:
-        self._root, self._emulated = root, emulated
+    def __init__(self, root: Path, emulated: str | None, start: Callable[[str], Worker]) -> None:
+        """start: a process with an evaluator like this one's, by its name."""
+        self._start = start
         self._here = Here(Evaluator(root, emulated))
         self._pool: Pool | None = None
         self.machine = self._here.machine
@@ -53,7 +54,7 @@ class Cores:
             return
         self._here.close()  # gives its memory back
         names = [f"process {number + 1}" for number in range(processes)]
-        self._pool = Pool([GpuProcess("", name, self._root, self._emulated) for name in names])
+        self._pool = Pool([self._start(name) for name in names])
         yield from self._pool.run(sorted(simulated, key=_expected_order), config)
 
     def close(self) -> None:

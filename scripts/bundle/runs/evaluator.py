@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from flashinfer_bench.bench import Benchmark, BenchmarkConfig
@@ -16,25 +17,10 @@ from ..harness import env_snapshot
 from ..machine import this_hardware
 from ..paths import BadInput, check_root
 from .cpu_runner import cpu_benchmark
-from .jobs import Job, evaluate
+from .jobs import Event, Finished, Job, Started, evaluate
 from .provenance import CLOCKS, MACHINE, POWER_LIMIT, facts
-from .requirements import Device, current_device, refusals
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Where jobs are evaluated."""
-
-    device: Device
-    hardware: str
-    """As a trace names it."""
-    libs: dict[str, str]
-    """Versions of what the figures depend on, the bundle's own among them."""
-
-    @property
-    def facts(self) -> dict[str, str]:
-        """What must agree between machines whose figures are compared."""
-        return {"hardware": self.hardware} | self.libs
+from .requirements import current_device, refusals
+from .worker import Machine
 
 
 class Evaluator:
@@ -91,6 +77,29 @@ class Evaluator:
         if self._device.is_cuda:
             return Benchmark(trace_set, config)
         return cpu_benchmark(trace_set, config, emulated=self._device.emulated)
+
+
+class Here:
+    """One evaluator, in this process."""
+
+    def __init__(self, evaluator: Evaluator) -> None:
+        self._evaluator = evaluator
+        self.machine = evaluator.machine()
+
+    @property
+    def description(self) -> str:
+        return self.machine.device.name
+
+    def refusals(self, solutions: list[Solution]) -> dict[str, str]:
+        return self._evaluator.refusals(solutions)
+
+    def run(self, jobs: Sequence[Job], config: BenchmarkConfig) -> Iterator[Event]:
+        for job in jobs:
+            yield Started("", job)
+            yield Finished("", job, self._evaluator.evaluate(job, config))
+
+    def close(self) -> None:
+        self._evaluator.close()
 
 
 def make_blobs(root: Path) -> None:

@@ -25,6 +25,35 @@ class Job:
     solutions: list[Solution]
 
 
+@dataclass(frozen=True)
+class Started:
+    """A worker has taken a job."""
+
+    worker: str
+    job: Job
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A job has its traces; a solution without one was not judged, as the reference failed."""
+
+    worker: str
+    job: Job
+    traces: list[Trace]
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A worker takes no more jobs; what it had is not finished."""
+
+    worker: str
+    job: Job | None
+    reason: str
+
+
+Event = Started | Finished | Lost
+
+
 def split(jobs: list[Job]) -> list[Job]:
     """The same work, one solution per job."""
     return [replace(job, solutions=[solution]) for job in jobs for solution in job.solutions]

@@ -7,67 +7,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass
 
 from flashinfer_bench.bench import BenchmarkConfig
-from flashinfer_bench.data import Solution, Trace
+from flashinfer_bench.data import Solution
 
 from ..paths import BadInput
-from .evaluator import Evaluator, Machine
-from .jobs import Job
-from .worker import Worker, WorkerLost
-
-
-@dataclass(frozen=True)
-class Started:
-    """A worker has taken a job."""
-
-    worker: str
-    job: Job
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A job has its traces; a solution without one was not judged, as the reference failed."""
-
-    worker: str
-    job: Job
-    traces: list[Trace]
-
-
-@dataclass(frozen=True)
-class Lost:
-    """A worker takes no more jobs; what it had is not finished."""
-
-    worker: str
-    job: Job | None
-    reason: str
-
-
-Event = Started | Finished | Lost
-
-
-class Here:
-    """One evaluator, in this process."""
-
-    def __init__(self, evaluator: Evaluator) -> None:
-        self._evaluator = evaluator
-        self.machine = evaluator.machine()
-
-    @property
-    def description(self) -> str:
-        return self.machine.device.name
-
-    def refusals(self, solutions: list[Solution]) -> dict[str, str]:
-        return self._evaluator.refusals(solutions)
-
-    def run(self, jobs: Sequence[Job], config: BenchmarkConfig) -> Iterator[Event]:
-        for job in jobs:
-            yield Started("", job)
-            yield Finished("", job, self._evaluator.evaluate(job, config))
-
-    def close(self) -> None:
-        self._evaluator.close()
+from .jobs import Event, Finished, Job, Lost, Started
+from .worker import Machine, Worker, WorkerLost
 
 
 class Pool:

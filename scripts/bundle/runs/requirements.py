@@ -1,6 +1,5 @@
 """Can this solution run on this machine? If not, why, and how to install what it lacks."""
 
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -8,21 +7,9 @@ import torch
 from flashinfer_bench.data import Solution
 
 from ..dataset.manifest import CONFIG_FILE, RequiredFile, Requires, read_config
+from ..hardware import Device
 from ..paths import ROOT
 from . import emulation
-
-
-@dataclass(frozen=True)
-class Device:
-    """What kernels run on; `compute_capability` is 10 * major + minor, None without CUDA."""
-
-    name: str
-    compute_capability: int | None
-    emulated: str | None = None  # without CUDA: the architecture that is emulated, such as sm_90a
-
-    @property
-    def is_cuda(self) -> bool:
-        return self.compute_capability is not None
 
 
 def current_device() -> Device:

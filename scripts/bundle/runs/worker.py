@@ -1,9 +1,28 @@
-"""An evaluator in another process, wherever that is, and its loss."""
+"""Where jobs are evaluated: a machine, a process of its own there, and its loss."""
 
 from __future__ import annotations
 
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any, Protocol
+
+from ..hardware import Device
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where jobs are evaluated."""
+
+    device: Device
+    hardware: str
+    """As a trace names it."""
+    libs: dict[str, str]
+    """Versions of what the figures depend on, the bundle's own among them."""
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What must agree between machines whose figures are compared."""
+        return {"hardware": self.hardware} | self.libs
 
 
 class WorkerLost(Exception):
