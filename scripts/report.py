@@ -19,6 +19,7 @@ from pathlib import Path
 from bundle.cli import add_data, exit_with, make_parser
 from bundle.comparison.traces import load_traces
 from bundle.files import replace_section, write_whole
+from bundle.page.choosing import choice_markdown
 from bundle.page.headlines import headlines
 from bundle.page.page import Machine, Page, machines_of, render, solutions_of
 from bundle.page.plots import png, png_of_panels
@@ -77,7 +78,8 @@ def main(arguments: Sequence[str]) -> int:
         write_ratios(machine, options, page.solutions)
     if options.readme:
         images = os.path.relpath(options.images, options.readme.parent)
-        section = headlines(page.machines, options.data, f"{images}/latency")
+        table = choice_markdown(compared[0].comparisons[0], compared[0].reports) if compared else ""
+        section = headlines(page.machines, options.data, f"{images}/latency", table)
         try:
             text = replace_section(options.readme.read_text("utf-8"), section, "reports")
         except BadInput as error:

@@ -40,6 +40,7 @@ from bundle.runs.evaluator import Evaluator, Here, make_blobs
 from bundle.runs.gpus import VISIBLE, GpuProcess, gpu_processes, visible_gpus
 from bundle.runs.jobs import Event, Finished, Lost, Started, split, unfinished
 from bundle.runs.pool import Pool
+from bundle.runs.provenance import KERNELS
 from bundle.runs.selection import select_jobs
 from bundle.runs.store import check_store, store_traces
 from bundle.tolerances import ATOL, MATCHED_RATIO, RTOL
@@ -286,10 +287,14 @@ def result_line(trace: Trace) -> str:
     line = f"{describe(trace.workload)}  {trace.solution}  "
     if evaluation.status is EvaluationStatus.PASSED:
         performance = evaluation.performance
-        line += (
-            f"[green]PASSED[/]  {performance.latency_ms:.3f} ms, "
-            f"{performance.speedup_factor:.2f}x the reference"
-        )
+        line += "[green]PASSED[/]"
+        if KERNELS in evaluation.environment.libs:  # the time of a simulation says nothing
+            line += f"  {performance.latency_ms / 1e3:.1f} s on the CPU"
+        else:
+            line += (
+                f"  {performance.latency_ms:.3f} ms, "
+                f"{performance.speedup_factor:.2f}x the reference"
+            )
     else:
         line += f"[red]{evaluation.status.value}[/]"
     if evaluation.correctness and evaluation.correctness.extra:

@@ -111,7 +111,7 @@ def test_the_readme_gets_picture_and_headlines(tmp_path):
     build(tmp_path, "--readme", str(readme))
     text = readme.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
-    assert 'src="img/latency-light.png"' in text
+    assert 'src="img/latency-light.png"' in text and "| solution | passed |" in text
     for start in ("- Workloads: `cutedsl_moe_fp8_v3`", "- Stages:", "- Gemm:", "- Precision:",
                   "- Roofline: measured, it reads 4.36 TB/s"):  # fmt: skip
         assert start in text

@@ -122,7 +122,8 @@ def _compare_one(
         notes.append(f"Mixed sets of workloads: {'; '.join(sets)}.")
     hardware = sorted(environments["hardware"])
     how = sorted({record.note(KERNELS) for record in records} - {ABSENT})
-    notes += [f"{kernels}: their times here mean nothing." for kernels in how]
+    simulated = bool(how)
+    notes += [f"{kernels}: their times here mean nothing, and nobody is first." for kernels in how]
 
     latest = _latest(records, list(differing))
     pairs = {(record.solution, record.emulated) for record in latest.values() if record.emulated}
@@ -135,8 +136,8 @@ def _compare_one(
     columns = _columns(latest, list(differing), solutions)
     if baseline is not None:
         baseline = _find_baseline(baseline, definition, list(columns.values()))
-    floors, floor_notes = _floors(geometry, hardware, rates)
-    notes += floor_notes
+    floors, floor_notes = _floors(geometry, hardware, nothing_known if simulated else rates)
+    notes += [] if simulated else floor_notes
 
     workloads = {}
     cells: dict[str, dict[str, Cell]] = defaultdict(dict)
@@ -167,7 +168,7 @@ def _compare_one(
                 },
                 routing=routing,
                 regime=regime_of(seq_len) if geometry and seq_len is not None else None,
-                cells=_judged(complete, baseline),
+                cells=_untimed(complete) if simulated else _judged(complete, baseline),
             )
         )
     rows = _labelled(rows)
@@ -192,6 +193,7 @@ def _compare_one(
         scopes=_scopes(rows, labels),
         records={label: Record.of([row.cells[label] for row in rows]) for label in labels},
         notes=notes,
+        simulated=simulated,
     )
 
 
@@ -360,6 +362,11 @@ def _judged(cells: dict[str, Cell], baseline: str | None) -> dict[str, Cell]:
         )
         for label, cell in cells.items()
     }
+
+
+def _untimed(cells: dict[str, Cell]) -> dict[str, Cell]:
+    """The cells of a row of simulated kernels: no speed-up, no winner."""
+    return {label: replace(cell, speedup=None, spread=None) for label, cell in cells.items()}
 
 
 def _is_clear(cell: Cell, others: Sequence[Cell]) -> bool:

@@ -34,7 +34,7 @@ from ..sheets import (
 )
 from ..tolerances import MATCHED_RATIO, NEAR
 from .compatibility import recorded
-from .table import COMMON, PASSED, Accuracy, Aggregate, Cell, Comparison, Row
+from .table import COMMON, PASSED, Accuracy, Aggregate, Cell, Comparison, Record, Row
 from .traces import DRIVER
 
 MARKDOWN_WIDTH = 130
@@ -69,8 +69,8 @@ FLOOR_RATIO = Metric("x floor", "Latency / floor", lambda cell: number(cell.floo
 
 def sheets(comparison: Comparison, width: int) -> list[Sheet]:
     """Workload tables at most `width` characters wide if that can be, then the summaries."""
-    summaries = [_score_sheet(comparison), record_sheet(comparison)]
-    return [*_workload_sheets(comparison, width), *summaries]
+    scores = [] if comparison.simulated else [_score_sheet(comparison)]
+    return [*_workload_sheets(comparison, width), *scores, record_sheet(comparison)]
 
 
 def _workload_sheets(comparison: Comparison, width: int) -> list[Sheet]:
@@ -258,14 +258,12 @@ def record_sheet(comparison: Comparison) -> Sheet:
         statuses = "\n".join(f"{count} {status}" for status, count in record.statuses.items())
         failed = record.statuses.keys() != {PASSED}
         compared = record.max_absolute_error
-        # Only some evaluators record a matched ratio, and those not for output with NaN or Inf.
-        matched = replace(record.matched_ratio_min, total=compared.count)
         rows.append(
             [
                 Entry(label),
                 Entry(statuses, FAILED if failed else ""),
                 Entry(f"{compared.count}/{compared.total}"),
-                _matched_ratio(matched),
+                matched_ratio(record),
                 Entry(number(compared.value, ".4g")),
                 Entry(number(record.max_relative_error.value, ".4g")),
             ]
@@ -273,8 +271,10 @@ def record_sheet(comparison: Comparison) -> Sheet:
     return Sheet("Correctness", headings, rows)
 
 
-def _matched_ratio(least: Aggregate) -> Entry:
-    """Flagged where it is close to the ratio that the bundle's runs require."""
+def matched_ratio(record: Record) -> Entry:
+    """The least, flagged where it is close to the ratio that the bundle's runs require."""
+    # Only some evaluators record one, and those not for output with NaN or Inf.
+    least = replace(record.matched_ratio_min, total=record.max_absolute_error.count)
     if not least.count or least.value is None:
         return Entry("-")
     entry = _aggregate(least, ".4f")
@@ -315,7 +315,7 @@ def facts(comparison: Comparison, command: str) -> list[tuple[str, str]]:
 def legend(comparison: Comparison, best: str) -> str:
     """What the figures and marks mean; `best` is how the medium marks the best."""
     parts = ["Times in us."]
-    if len(comparison.columns) > 1:
+    if len(comparison.columns) > 1 and not comparison.simulated:
         parts.append(f"{best}: the fastest of a row, the best of a block.")
     metrics = _metrics(comparison)
     if SPEEDUP in metrics:

@@ -192,6 +192,8 @@ class Comparison:
     scopes: list[Scope]
     records: dict[str, Record]  # by column label
     notes: list[str] = field(default_factory=list)
+    simulated: bool = False
+    """Kernels were interpreted or emulated: times are shown, but nothing is made of them."""
 
 
 def workload_name(label: dict) -> str:

@@ -44,7 +44,8 @@ class Headline:
 
 
 def headline(comparison: Comparison) -> Headline | None:
-    """Of the solutions that passed everything, the one with the best geometric mean."""
+    """Of the solutions that passed everything, the one with the best geometric mean; None without
+    one, and where times mean nothing."""
     scope = comparison.scopes[0]
     whole = {
         label: score.speedup_geometric.value
@@ -61,8 +62,8 @@ def headline(comparison: Comparison) -> Headline | None:
     return Headline(best, whole[best], score.wins, score.clear_wins, scope.workloads, percent)
 
 
-def headlines(machines: Sequence[Machine], data: Path, picture: str) -> str:
-    """A Markdown list for the README: the picture, then each report in a line.
+def headlines(machines: Sequence[Machine], data: Path, picture: str, table: str) -> str:
+    """Markdown for the README: the picture, a table of the first GPU, then each report in a line.
 
     picture: the latency plot's path as the README sees it, without `-light.png`.
     """
@@ -75,6 +76,8 @@ def headlines(machines: Sequence[Machine], data: Path, picture: str) -> str:
         f'  <source media="(prefers-color-scheme: dark)" srcset="{picture}-dark.png">',
         f'  <img alt="Latency of all solutions by workload" src="{picture}-light.png">',
         "</picture>",
+        "",
+        table,
         "",
         f"On the {machine.hardware}:",
         "",

@@ -30,6 +30,8 @@ from ..probes.stages import GAP, StageReport, stage_bars, stage_names
 from ..probes.store import Report, load_all
 from ..sheets import BEST, DIM, FAILED, Sheet
 from . import plots
+from .choosing import NOTE as CHOICE_NOTE
+from .choosing import choice_sheet
 from .headlines import Machine, headline
 from .plots import NARROW, WIDE, Plot
 from .views import (
@@ -146,6 +148,11 @@ def fused_styles(machines: Sequence[Machine]) -> str:
     return "\n".join(rules.values())
 
 
+def breakable(text: str) -> Markup:
+    """Text that a narrow screen may break after each `_`."""
+    return Markup("_<wbr>").join(text.split("_"))
+
+
 def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
@@ -179,6 +186,8 @@ def render(page: Page, folder: Path) -> str:
         line_plots=line_plots,
         comparison_sheets=comparison_sheets,
         headline=headline,
+        choice_sheet=choice_sheet,
+        choice_note=CHOICE_NOTE,
         trace_facts=trace_facts,
         facts=facts,
         failures=failures,
@@ -192,6 +201,7 @@ def render(page: Page, folder: Path) -> str:
         html_rows=lambda sheet: html_rows(sheet, page.solutions),
         heading_solution=lambda name: heading_solution(name, page.solutions),
         slug=slug,
+        breakable=breakable,
         kinds={kind.kind: kind for kind in KINDS},
     )
     return environment.get_template("report.html.j2").render(page=page)

@@ -21,7 +21,7 @@ function scaleBars(figure, shown) {
   const longest = Math.min(times[times.length - 1], 2 * median);
   figure.style.setProperty("--max", longest);
   for (const row of rows) {
-    row.querySelector(".stack").classList.toggle("cut", Number(row.dataset.us) > longest);
+    row.classList.toggle("cut", Number(row.dataset.us) > longest);
   }
 }
 
