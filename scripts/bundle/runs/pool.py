@@ -87,7 +87,7 @@ class Pool:
         """The first worker's machine, when it has answered."""
         while self._coming:
             answers, _ = wait(self._coming, return_when=FIRST_COMPLETED)
-            for future in answers:
+            for future in [each for each in self._coming if each in answers]:
                 if future.exception() is None:
                     machine: Machine = future.result()
                     self._ready.append(self._coming.pop(future))
