@@ -9,8 +9,8 @@ import pytest
 from bundle.dataset.loading import load_dataset
 from bundle.harness import make_config
 from bundle.runs.cpu_runner import cpu_benchmark
-from bundle.runs.jobs import Job, run_job, split
-from bundle.runs.store import read_traces
+from bundle.runs.jobs import Job, evaluate, split
+from bundle.runs.store import read_traces, store_traces
 from bundle.sandbox.contract import Limits
 from bundle.sandbox.processes import descendants
 from flashinfer_bench.data import TraceSet
@@ -48,7 +48,7 @@ def run_in(order, bundle, traces_dir):
     benchmark = cpu_benchmark(TraceSet(root=root), make_config(**CONFIG), LIMITS)
     try:
         for job in split([Job(definition, row, [solutions[name] for name in order])]):
-            list(run_job(benchmark, job, traces_dir))
+            store_traces(traces_dir, definition, evaluate(benchmark, job))
     finally:
         benchmark.close()
     return {trace.solution: trace.evaluation for trace in read_traces(traces_dir, definition)}

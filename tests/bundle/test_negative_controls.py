@@ -7,7 +7,7 @@ import pytest
 import torch
 from bundle.dataset.loading import load_dataset
 from bundle.runs.cpu_runner import build_baseline, cpu_benchmark, default_limits
-from bundle.runs.jobs import Job, run_job
+from bundle.runs.jobs import Job, evaluate
 from bundle.sandbox.launcher import Launcher
 from flashinfer_bench.bench import Benchmark, BenchmarkConfig
 from flashinfer_bench.bench.evaluators import LowBitEvaluator, resolve_evaluator
@@ -50,30 +50,30 @@ def bundle(tmp_path_factory):
     return root, solutions
 
 
-def run_statuses(benchmark, root, solutions, traces_dir) -> dict[str, str]:
+def run_statuses(benchmark, root, solutions) -> dict[str, str]:
     dataset = load_dataset(root)
     job = Job(dataset.definitions[DEFINITION], dataset.workloads[DEFINITION][0], solutions)
-    traces = run_job(benchmark, job, traces_dir)
+    traces = evaluate(benchmark, job)
     return {trace.solution: trace.evaluation.status.value for trace in traces}
 
 
-def test_cpu_runner(bundle, tmp_path):
+def test_cpu_runner(bundle):
     root, solutions = bundle
     benchmark = cpu_benchmark(TraceSet(root=root), CONFIG)
     try:
         ordered = [solutions[name] for name in EXPECTED]
-        assert run_statuses(benchmark, root, ordered, tmp_path) == EXPECTED
+        assert run_statuses(benchmark, root, ordered) == EXPECTED
     finally:
         benchmark.close()
 
 
 @pytest.mark.gpu
-def test_harness_on_cuda(bundle, tmp_path):
+def test_harness_on_cuda(bundle):
     root, solutions = bundle
     benchmark = Benchmark(TraceSet(root=root), CONFIG)
     try:
         ordered = [solutions[name] for name in EXPECTED]
-        assert run_statuses(benchmark, root, ordered, tmp_path) == EXPECTED
+        assert run_statuses(benchmark, root, ordered) == EXPECTED
     finally:
         benchmark.close()
 
@@ -129,13 +129,13 @@ def test_harness_evaluator_on_cpu(bundle, baseline, name, tmp_path):
     assert (evaluation.status.value if evaluation else "PASSED") == EXPECTED[name]
 
 
-def test_tolerance_decides(bundle, tmp_path):
+def test_tolerance_decides(bundle):
     """6.25 % of zeroed elements: within a matched ratio of 0.93, not within the default of 0.95."""
     root, solutions = bundle
     config = replace(CONFIG, required_matched_ratio=0.93)
     benchmark = cpu_benchmark(TraceSet(root=root), config)
     try:
-        statuses = run_statuses(benchmark, root, [solutions["zeroed"]], tmp_path)
+        statuses = run_statuses(benchmark, root, [solutions["zeroed"]])
     finally:
         benchmark.close()
     assert statuses == {"zeroed": "PASSED"}
@@ -156,7 +156,7 @@ def test_crash_and_hang_stop_no_other(make_benchmark, tmp_path):
     ordered = [solutions[name] for name in names]
     benchmark = make_benchmark(TraceSet(root=root), replace(CONFIG, timeout_seconds=10))
     try:
-        statuses = run_statuses(benchmark, root, ordered, tmp_path / "traces")
+        statuses = run_statuses(benchmark, root, ordered)
     finally:
         benchmark.close()
     assert statuses == {
