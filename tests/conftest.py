@@ -7,6 +7,7 @@ import deepgemm_standin
 import pytest
 import sgl_standin
 import torch
+from child import SESSION
 
 HAS_CUDA = torch.cuda.is_available()
 
@@ -22,6 +23,14 @@ deepgemm_standin.install()
 CACHE = tempfile.TemporaryDirectory(prefix="flashinfer_bench_")
 os.environ["FIB_CACHE_PATH"] = CACHE.name
 os.environ["CUTE_DSL_DUMP_DIR"] = CACHE.name  # the PTX that a test keeps
+# pytest-xdist's processes are children of the first and take over its folder.
+os.environ.setdefault(SESSION, CACHE.name)
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    # They share the cores, also with what they start; each has a folder for temporary files.
+    threads = max(1, (os.cpu_count() or 1) // int(workers))
+    torch.set_num_threads(threads)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    tempfile.tempdir = os.environ["TMPDIR"] = CACHE.name
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,6 @@
 """Scripts of this folder in a process of their own."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -7,6 +8,10 @@ import sys
 from pathlib import Path
 
 from bundle.paths import ROOT
+from filelock import FileLock
+
+SESSION = "BUNDLE_TEST_SESSION"
+"""Names a folder that all processes of a test session share, see conftest.py."""
 
 
 def run_child(
@@ -24,7 +29,15 @@ def run_child(
 
 
 def facts_of(name: str, *arguments: str) -> list[dict]:
-    """The JSON lines that the script prints."""
-    done = run_child(name, *arguments)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    """The JSON lines that the script prints.
+
+    It is run once in a test session, for the first of its processes that asks.
+    """
+    key = hashlib.sha256(json.dumps([name, *arguments]).encode()).hexdigest()
+    told = Path(os.environ[SESSION]) / f"{key}.jsonl"
+    with FileLock(told.with_suffix(".lock")):
+        if not told.exists():
+            done = run_child(name, *arguments)
+            assert done.returncode == 0, done.stderr[-3000:]
+            told.write_text(done.stdout, "utf-8")
+    return [json.loads(line) for line in told.read_text("utf-8").splitlines()]
