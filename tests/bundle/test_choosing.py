@@ -64,7 +64,7 @@ def test_without_reports_only_the_harness_has_figures(tmp_path):
     table, _ = sheet_of(tmp_path, {})
     for line in table.values():
         assert line["T=14107, us harness"].text != "-"
-        assert line["T=1, us GPU"].text == line["T=14107, us graph"].text == "-"
+        assert not [name for name in line if "GPU" in name or "graph" in name or "call" in name]
 
 
 def test_what_a_solution_needs():

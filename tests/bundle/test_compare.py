@@ -123,8 +123,10 @@ def test_runs_of_another_commit_are_no_repetitions(tmp_path):
 
 def test_a_ratio_near_the_required_one_is_flagged(tmp_path):
     traces = [*all_rows(FAST, matched_ratio=0.8597), *all_rows(SLOW, matched_ratio=0.93)]
+    traces.append(make_trace("low", status="INCORRECT_NUMERICAL", matched_ratio=0.8497))
     text = printed(compared(write_traces(tmp_path, traces)), 120)
     assert "0.8597 (near 0.85)" in text and "0.9300 (near" not in text
+    assert "0.8497 (below 0.85)" in text
 
 
 def test_times_on_a_cpu_are_said_to_mean_nothing(tmp_path):

@@ -278,8 +278,9 @@ def matched_ratio(record: Record) -> Entry:
     if not least.count or least.value is None:
         return Entry("-")
     entry = _aggregate(least, ".4f")
-    if MATCHED_RATIO <= least.value < MATCHED_RATIO + NEAR:
-        return Entry(f"{entry.text} (near {MATCHED_RATIO:g})", FAILED)
+    if least.value < MATCHED_RATIO + NEAR:
+        what = "near" if least.value >= MATCHED_RATIO else "below"
+        return Entry(f"{entry.text} ({what} {MATCHED_RATIO:g})", FAILED)
     return entry
 
 

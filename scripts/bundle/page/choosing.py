@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..comparison.render import matched_ratio
-from ..comparison.table import PASSED, Cell, Comparison, Row, workload_name
+from ..comparison.table import MISSING, PASSED, Cell, Comparison, Row, workload_name
 from ..dataset.manifest import CONFIG_FILE, read_config
 from ..paths import ROOT
 from ..probes.footprint import FootprintReport, FootprintRow, mib
@@ -24,7 +24,10 @@ NOTE = (
 
 
 def choice_sheet(comparison: Comparison, reports: Mapping[str, Report]) -> Sheet:
-    """The solutions by rank. reports: of the same GPU, by kind."""
+    """The solutions by rank; columns of which nothing is known are left out.
+
+    reports: of the same GPU, by kind.
+    """
     layer: dict[tuple[str, str], LayerRow] = {
         (row.solution, row.uuid): row for row in getattr(reports.get(LayerReport.kind), "rows", [])
     }
@@ -63,7 +66,12 @@ def choice_sheet(comparison: Comparison, reports: Mapping[str, Report]) -> Sheet
             line += _times(row.cells[column.label], row, layer, name)
         line += [*_footprint(footprints.get(name, [])), Entry(needs(name))]
         lines.append(line)
-    return Sheet("Which one to take", headings, lines)
+    known = [i for i in range(len(headings)) if any(line[i].text != "-" for line in lines)]
+    return Sheet(
+        "Which one to take",
+        [headings[i] for i in known],
+        [[line[i] for i in known] for line in lines],
+    )
 
 
 def choice_markdown(comparison: Comparison, reports: Mapping[str, Report]) -> str:
@@ -90,7 +98,7 @@ def _times(
     least_graph = min((f.graph_us for f in known if f.graph_us is not None), default=None)
     harness = Entry(number(cell.latency_us, ",.1f"), BEST if cell.winner else "")
     if cell.status != PASSED:
-        harness = Entry(cell.status, FAILED)
+        harness = Entry("failed" if cell.status != MISSING else MISSING, FAILED)
     waits = "+" if mine and not mine.hidden else ""
     return [
         harness,

@@ -95,11 +95,15 @@ def headlines(machines: Sequence[Machine], data: Path, picture: str, table: str)
         PrecisionReport: _precision_headline,
         RooflineReport: _roofline_headline,
     }
+    missing = []
     for kind, headline_of in makers.items():
         report = machine.reports.get(kind.kind)
-        text = headline_of(report) if report else None
-        name = kind.kind.capitalize()
-        lines.append(f"- {name}: {text or f'not measured, see `scripts/{kind.script}`.'}")
+        if text := headline_of(report) if report else None:
+            lines.append(f"- {kind.kind.capitalize()}: {text}")
+        else:
+            missing.append(f"`scripts/{kind.script}`")
+    if missing:
+        lines.append(f"- Not measured on it: {', '.join(missing)}.")
     return "\n".join(lines) + "\n"
 
 
