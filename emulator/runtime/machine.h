@@ -113,11 +113,15 @@ typedef struct {
     Warp *writer;
 } Written;
 
+typedef enum { NOT_STARTED, PRESENT, ENDED } Life;
+
 struct Cta {
     Grid *grid;
     Warp *warps;
     Cta **cluster;
     u32 id[3], rank, cluster_size, num_warps;
+    Life life;
+    u64 first_round;  // in which it starts, where the schedule is random
     u8 *shared;
     float *tmem;  // [lane][column]
     u8 allocated[TMEM_COLUMNS];

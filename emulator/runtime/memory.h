@@ -2,12 +2,21 @@
 #pragma once
 #include "race.h"
 
+// A CTA of the cluster whose memory is accessed: it must have started, and not have ended.
+INLINE Cta *peer(Warp *w, u32 rank) {
+    Cta *cta = w->cta->cluster[rank];
+    if (__builtin_expect(cta != w->cta && cta->life != PRESENT, 0))
+        fault(w, "shared memory of cta %u %u %u, which %s", cta->id[0], cta->id[1], cta->id[2],
+              cta->life == ENDED ? "has ended" : "need not have started");
+    return cta;
+}
+
 INLINE Cta *shared_owner(Warp *w, u32 address, u32 bytes) {
     Cta *cta = w->cta;
     u32 rank = SHARED_RANK(address), offset = SHARED_OFFSET(address);
     if (__builtin_expect(rank >= cta->cluster_size || offset + bytes > SHARED_BYTES, 0))
         fault(w, "shared address %#x (%u bytes) is outside the memory of the cluster's %u CTAs", address, bytes, cta->cluster_size);
-    return cta->cluster[rank];
+    return peer(w, rank);
 }
 
 INLINE u8 *global(Warp *w, u64 address, u32 bytes) {

@@ -17,6 +17,7 @@ typedef struct {
     u64 *conflicts;  // of banks, per PTX line; or NULL
 } Launch;
 
+#define LATEST_START 64   // round in which the last CTA starts, where the schedule is random
 #define STUCK_ROUNDS 2000  // without progress, while every warp keeps waiting
 
 void stop_grid(Grid *grid) { longjmp(grid->stop, 1); }
@@ -52,6 +53,14 @@ INLINE Reg guarded(const Warp *w, Reg active, u16 guard, int negated) {
     return active & (negated ? ~w->r[guard] : w->r[guard]);
 }
 
+static void leave(Warp *w) {
+    Cta *cta = w->cta;
+    w->status = EXITED;
+    for (u32 i = 0; i < cta->num_warps; i++)
+        if (cta->warps[i].status != EXITED) return;
+    cta->life = ENDED;
+}
+
 static void run_block(Warp *w, const Program *program, u32 number, Reg active) {
     const Block *block = &program->blocks[number];
     Grid *grid = w->cta->grid;
@@ -75,7 +84,7 @@ static void run_block(Warp *w, const Program *program, u32 number, Reg active) {
     if (block->ending == EXIT) {
         w->alive &= ~ballot(active);
         w->block = choose(active, splat(~0u), w->block);
-        if (!w->alive) w->status = EXITED;
+        if (!w->alive) leave(w);
         return;
     }
     w->block = choose(active, splat(number + 1), w->block);
@@ -84,7 +93,7 @@ static void run_block(Warp *w, const Program *program, u32 number, Reg active) {
 }
 
 static void run_slice(Warp *w, const Program *program, int blocks) {
-    w->yielded = 0;
+    w->yielded = 0, w->cta->life = PRESENT;
     while (blocks-- > 0 && !w->yielded && w->status == RUNNING) {
         u32 ready = w->alive & ~w->held;
         if (!ready) {  // all lanes have come to a convergent instruction: it must be the same
@@ -231,6 +240,7 @@ static void make_cta(Grid *grid, u32 number, const Program *program) {
         u32 z = cluster_of[2] * cluster[2] + r / cluster[0] / cluster[1];
         cta->cluster[r] = &grid->ctas[x + grid->dim[0] * (y + grid->dim[1] * z)];
     }
+    cta->first_round = grid->schedule == RANDOM ? draw(grid, LATEST_START) : 0;
     cta->shared = unwritten(SHARED_BYTES);
     cta->tmem = unwritten(TMEM_LANES * TMEM_COLUMNS * sizeof(float));
     cta->written = zeroed(SHARED_BYTES / GRANULE * sizeof(Written));
@@ -278,7 +288,8 @@ static void run_warps(Grid *grid, const Program *program, Warp **warps, u32 coun
             instructions += w->instructions;
             if (w->status == EXITED) continue;
             left++;
-            if (can_run(w)) run_slice(w, program, grid->schedule == RANDOM ? 1 + draw(grid, slice) : slice);
+            if (grid->counters.rounds >= w->cta->first_round && can_run(w))
+                run_slice(w, program, grid->schedule == RANDOM ? 1 + draw(grid, slice) : slice);
             else w->last_yield = grid->counters.rounds;
             if (w->last_yield < oldest_yield) oldest_yield = w->last_yield;
         }

@@ -51,6 +51,7 @@ void perform_tcgen05_mma(Operation *o) {
     if (TMEM_LANE(m->tmem)) fault(w, "tcgen05.mma into TMEM lane %u", TMEM_LANE(m->tmem));
     if (m->ctas == 2 && cta->cluster_size < 2) fault(w, "tcgen05.mma of a pair in a cluster of one CTA");
     Cta **ctas = m->ctas == 2 ? &cta->cluster[cta->rank & ~1u] : &w->cta->cluster[cta->rank];
+    for (int h = 0; h < m->ctas; h++) peer(w, ctas[h]->rank);
     // each CTA of a pair holds half of the rows of A and D, and half of the columns of B
     for (int h = 0; h < m->ctas; h++) read_right(o, ctas[h], m->b, BLACKWELL, h * n / m->ctas, n / m->ctas, &right);
     for (int h = 0; h < m->ctas; h++) {

@@ -82,7 +82,7 @@ void perform_tma_load(Operation *o) {
     for (u32 r = 0; r < MAX_CLUSTER; r++) {
         if (!(t->multicast >> r & 1)) continue;
         if (r >= cta->cluster_size) fault(w, "TMA multicast to CTA %u of a cluster of %u", r, cta->cluster_size);
-        targets[num_targets++] = cta->cluster[r];
+        targets[num_targets++] = peer(w, r);
     }
     u8 row[1024];
     for (u32 i = 0; i < box.rows; i++) {

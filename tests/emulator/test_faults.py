@@ -7,6 +7,7 @@ import pytest
 from ptx_kernel import HEADER, launch, module
 
 from emulator import (
+    EAGER,
     LAZY,
     Buffers,
     Emulator,
@@ -14,6 +15,7 @@ from emulator import (
     Module,
     PtxError,
     UnsupportedInstruction,
+    random_schedules,
 )
 
 SHARED = "mov.b32 %r0, smem;\n"
@@ -138,3 +140,35 @@ def test_tma_from_a_column_that_is_no_multiple_of_16_bytes_is_refused():
     load_box(4)
     with pytest.raises(KernelError, match="column 5 of 4 bytes each is not at a multiple of 16"):
         load_box(5)
+
+
+MEET = "barrier.cluster.arrive;\nbarrier.cluster.wait;\n"
+TO_PEER = (
+    "mov.u32 %r2, %cluster_ctarank;\nsetp.ne.s32 %p2, %r2, 0;\nmov.b32 %r3, 1;\n"
+    f"{SHARED}mapa.shared::cluster.u32 %r4, %r0, %r3;\n@!%p2 st.shared::cluster.b32 [%r4], %r3;\n"
+)  # CTA 0 writes to CTA 1
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (f"{MEET}{TO_PEER}{MEET}", None),
+        (f"{TO_PEER}{MEET}", "shared memory of cta 1 0 0, which need not have started"),
+        (f"{MEET}nanosleep.u32 1;\n{TO_PEER}", "shared memory of cta 1 0 0, which has ended"),
+    ],
+)
+def test_memory_of_a_peer_that_is_not_there_is_refused(body, message):
+    buffers = Buffers()
+    array = buffers.array(np.zeros(1, np.int32))
+    late = "mov.u32 %r9, %cluster_ctarank;\nsetp.ne.s32 %p9, %r9, 0;\n@%p9 bra first;\n"
+    body = body.replace("nanosleep.u32 1;\n", f"{late}{'nanosleep.u32 1;' * 3}\nfirst:\n")
+
+    def run():
+        for schedule in (EAGER, LAZY, *random_schedules(5)):
+            launch(module(body, 1), [array], buffers, Emulator(schedule), grid=2, cluster=2)
+
+    if message is None:
+        run()
+        return
+    with pytest.raises(KernelError, match=message):
+        run()

@@ -192,7 +192,11 @@ def small_cases(backend: int) -> list[Case]:
                         short if config.swap_ab and config.cluster == 1 else wide, backend)
             for number, config in enumerate(configs, 1)
         ),
-        *(_padded_case(i, 3, 140, 384, 512, False, module) for i in range(len(module.TILES))),
+        *(
+            # a tile whose rows a warpgroup skips comes around the ring, too
+            _padded_case(i, 3, 140, 384, BLOCK * (tile.num_stages + 4), False, module)
+            for i, tile in enumerate(module.TILES)
+        ),
     ]  # fmt: skip
 
 
