@@ -25,17 +25,32 @@ def load(o: Operands, m: re.Match, i: Instruction) -> Op:
     to, source = i.operands
     place = o.shared(source) if m["space"] == "shared" else o.memory(source)
     name = "load_parameter" if m["space"] == "param" else f"load_{m['space']}"
-    slots = tuple(o.target(register) for register in o.elements(to))
-    return Op(name, slots=slots, x=int(m["bits"]) // 8, **place)
+    registers, size = o.elements(to), int(m["bits"])
+    wide = any(map(o.is_wide, registers)) or size == 64
+    if wide and not all(name == "_" or o.is_wide(name) for name in registers):
+        raise o.unsupported("into registers of other widths")
+    if ".s8" in i.form or ".s16" in i.form or (".s32" in i.form and wide):
+        raise o.unsupported("which extends the sign")
+    slots = tuple(map(o.target, registers))
+    return Op(name, slots=slots, x=size // 8, y=wide, **place)
 
 
 @form(rf"st\.(global|shared|shared::cluster){_VECTOR}\.{_TYPE}")
 def store(o: Operands, m: re.Match, i: Instruction) -> Op:
     to, source = i.operands
     place = o.memory(to) if m[1] == "global" else o.shared(to)
-    slots = tuple(o.value(register, f"b{m['bits']}") for register in o.elements(source))
+    registers, size = o.elements(source), int(m["bits"])
+    wide = size == 64 or any(map(o.is_wide, registers))
+    slots = tuple(map(o.wide if wide else o.narrow, registers))
     name = "store_global" if m[1] == "global" else "store_shared"
-    return Op(name, slots=slots, x=int(m["bits"]) // 8, **place)
+    return Op(name, slots=slots, x=size // 8, y=wide, **place)
+
+
+@form(r"stmatrix\.sync\.aligned\.m8n8\.x[124](\.trans)?\.shared(?:::cta)?\.b16")
+def store_matrices(o: Operands, m: re.Match, i: Instruction) -> Op:
+    to, source = i.operands
+    slots = tuple(map(o.narrow, o.elements(source)))
+    return Op("store_matrices", slots=slots, x=bool(m[1]), **o.shared(to))
 
 
 @form(rf"st\.async\.shared::cluster\.mbarrier::complete_tx::bytes{_VECTOR}\.[bsuf]32")

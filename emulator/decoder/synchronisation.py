@@ -9,7 +9,7 @@ from .operand import NO_SLOT, Op, Operands, form
 
 # Instructions at which all of a warp's living lanes must meet.
 CONVERGENT = re.compile(
-    r"shfl\.sync|vote\.sync|redux\.sync|elect\.sync|bar\.|barrier\.|wgmma|setmaxnreg"
+    r"shfl\.sync|vote\.sync|redux\.sync|elect\.sync|bar\.|barrier\.|wgmma|setmaxnreg|stmatrix"
     r"|tcgen05\.(ld|st|alloc|dealloc|wait|relinquish)"
 )
 # After these a warp may have to wait: they end their basic block.

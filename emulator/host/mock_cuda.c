@@ -70,3 +70,26 @@ int _cudaDeviceGetAttribute(int *value) { *value = 227 * 1024; return 0; }
 int _cudaGetDevice(int *device) { *device = 0; return 0; }
 int _cudaFuncSetAttribute(void) { return 0; }
 int _cudaKernelSetAttributeForDevice(void) { return 0; }
+
+// A CUtensorMap as runtime/tma.c reads it. Returns 1 for what is not known: interleaved elements,
+// steps within the tensor, doubles.
+int _cuTensorMapEncodeTiled(unsigned *map, int type, unsigned rank, unsigned long base, const unsigned long *dim,
+                            const unsigned long *stride, const unsigned *box, const unsigned *step, int interleave,
+                            int swizzle, int promotion, int fill) {
+    const int BF16 = 9, CODE_OF_BF16 = 10, LAST = 7;
+    if (interleave || fill || (type > LAST && type != BF16) || swizzle > 3) return 1;
+    memset(map, 0, 128);
+    map[0] = base, map[1] = base >> 32;
+    map[2] = (rank - 1) << 4 | (type == BF16 ? CODE_OF_BF16 : type) << 7 | swizzle << 13;
+    for (unsigned i = 0; i < rank; i++) {
+        if (step[i] != 1) return 1;
+        map[8 + i] = dim[i] - 1;
+        if (i == 0) map[13] = (box[0] - 1) << 24;
+        else map[14] |= (box[i] - 1) << (8 * (i - 1));
+        if (i == 0) continue;
+        map[2 + i] = stride[i - 1] / 16;
+        map[7] |= (unsigned)(stride[i - 1] / 16 >> 32) << (4 * (i - 1));
+    }
+    (void)promotion;
+    return 0;
+}

@@ -34,6 +34,6 @@ void copy_arrive(Warp *w, Reg active, Reg mbarrier) {
 }
 
 void store_async(Warp *w, Reg active, Reg to, int n, const u16 *slots, Reg mbarrier) {
-    store_shared(w, active, to, 4, n, slots);
+    store_shared(w, active, to, 4, 0, n, slots);
     FOR_LANES(active) complete_bytes(w, mbarrier[l], 4 * n, w->racer);
 }

@@ -216,13 +216,14 @@ INLINE void yield(Warp *w, WaitKind kind, u64 address, u32 parity) {
 }
 
 // --------------------------------------------------------------------------- what operations call
-// memory.c: n slots of `bytes` bytes each
-void load_parameter(Warp *w, Reg active, Reg64 from, int bytes, int n, const u16 *slots);
-void load_global(Warp *w, Reg active, Reg64 from, int bytes, int n, const u16 *slots);
-void load_acquire(Warp *w, Reg active, Reg64 from, int bytes, int n, const u16 *slots);
-void load_shared(Warp *w, Reg active, Reg from, int bytes, int n, const u16 *slots);
-void store_global(Warp *w, Reg active, Reg64 to, int bytes, int n, const u16 *slots);
-void store_shared(Warp *w, Reg active, Reg to, int bytes, int n, const u16 *slots);
+// memory.c: n slots of `bytes` bytes each; wide: of 64-bit registers
+void load_parameter(Warp *w, Reg active, Reg64 from, int bytes, int wide, int n, const u16 *slots);
+void load_global(Warp *w, Reg active, Reg64 from, int bytes, int wide, int n, const u16 *slots);
+void load_acquire(Warp *w, Reg active, Reg64 from, int bytes, int wide, int n, const u16 *slots);
+void load_shared(Warp *w, Reg active, Reg from, int bytes, int wide, int n, const u16 *slots);
+void store_global(Warp *w, Reg active, Reg64 to, int bytes, int wide, int n, const u16 *slots);
+void store_shared(Warp *w, Reg active, Reg to, int bytes, int wide, int n, const u16 *slots);
+void store_matrices(Warp *w, Reg to, int n, const u16 *slots, int transposed);
 void store_async(Warp *w, Reg active, Reg to, int n, const u16 *slots, Reg mbarrier);
 typedef enum { ADD, MAX_S32, MIN_S32, AND, OR, EXCHANGE, COMPARE_EXCHANGE } Atomic;
 Reg atomic_global(Warp *w, Reg active, Reg64 at, Reg value, Reg swap, Atomic operation, int acquire, int release);

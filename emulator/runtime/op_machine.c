@@ -8,13 +8,14 @@
 OPERATION(nothing) {}
 OPERATION(sleep) { yield(w, FOR_TIME, 0, 0); }
 
-// x: bytes of an element
-OPERATION(load_parameter) { load_parameter(w, *active, ADDRESS_W, o->x, o->n, SLOTS); }
-OPERATION(load_global) { load_global(w, *active, ADDRESS_W, o->x, o->n, SLOTS); }
-OPERATION(load_acquire) { load_acquire(w, *active, ADDRESS_W, o->x, o->n, SLOTS); }
-OPERATION(load_shared) { load_shared(w, *active, ADDRESS, o->x, o->n, SLOTS); }
-OPERATION(store_global) { store_global(w, *active, ADDRESS_W, o->x, o->n, SLOTS); }
-OPERATION(store_shared) { store_shared(w, *active, ADDRESS, o->x, o->n, SLOTS); }
+// x: bytes of an element; y: whether registers have 64 bits
+OPERATION(load_parameter) { load_parameter(w, *active, ADDRESS_W, o->x, o->y, o->n, SLOTS); }
+OPERATION(load_global) { load_global(w, *active, ADDRESS_W, o->x, o->y, o->n, SLOTS); }
+OPERATION(load_acquire) { load_acquire(w, *active, ADDRESS_W, o->x, o->y, o->n, SLOTS); }
+OPERATION(load_shared) { load_shared(w, *active, ADDRESS, o->x, o->y, o->n, SLOTS); }
+OPERATION(store_global) { store_global(w, *active, ADDRESS_W, o->x, o->y, o->n, SLOTS); }
+OPERATION(store_shared) { store_shared(w, *active, ADDRESS, o->x, o->y, o->n, SLOTS); }
+OPERATION(store_matrices) { store_matrices(w, ADDRESS, o->n, SLOTS, o->x); }
 OPERATION(store_async) { store_async(w, *active, ADDRESS, o->n, SLOTS, B + o->x); }
 OPERATION(atomic_global) {
     set(w, active, o->to, atomic_global(w, *active, ADDRESS_W, B, C, o->x, o->y & 1, o->y >> 1));

@@ -50,7 +50,7 @@ INLINE void set64(Warp *w, const Reg *active, int slot, Reg64 value) {
     COMPARISONS(X, s16) COMPARISONS(X, u32) COMPARISONS(X, s32) COMPARISONS(X, s64)                \
     COMPARISONS(X, u64) COMPARISONS(X, f32) COMPARISONS(X, unordered_f32) X(num_f32) X(nan_f32)    \
     X(load_parameter) X(load_global) X(load_acquire) X(load_shared) X(store_global) X(store_shared)\
-    X(store_async) X(atomic_global) X(copy_async) X(copy_arrive) X(copy_commit) X(copy_wait)       \
+    X(store_matrices) X(store_async) X(atomic_global) X(copy_async) X(copy_arrive) X(copy_commit) X(copy_wait)       \
     X(tma_load) X(tma_store) X(store_commit) X(store_wait) X(fence_proxy) X(nothing) X(sleep)      \
     X(mbarrier_init) X(mbarrier_arrive) X(mbarrier_arrive_expect) X(mbarrier_expect)               \
     X(mbarrier_test) X(map_to_cta) X(sync_lanes) X(sync_threads) X(fence_inits) X(cluster_arrive) X(cluster_wait) \

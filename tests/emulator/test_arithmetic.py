@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from ptx_kernel import launch, module
 
-from emulator import Buffers
+from emulator import Buffers, UnsupportedInstruction
 
 LANES = 32
 U16, S16, U32, S32 = np.uint16, np.int16, np.uint32, np.int32
@@ -240,3 +240,33 @@ def test_pairs_of_fp32():
     inputs = [x.view(U64) for x in (a, b)]
     for form, result in zip(("add.rn.f32x2", "mul.rn.f32x2"), expected, strict=True):
         assert compute(form, inputs, U64).tobytes() == result.tobytes()
+
+
+def test_registers_may_be_wider_than_what_is_loaded_and_stored():
+    a = values(U32, 1)
+    text = (
+        "ld.global.b32 %rd25, [%rd20]; shr.u64 %rd26, %rd25, 8;"
+        "mov.b32 %r0, smem; mul.lo.s32 %r1, %r100, 8; add.s32 %r2, %r0, %r1;"
+        "st.shared.b32 [%r2], %rd26; ld.shared.b32 {0}, [%r2];"
+    )
+    assert np.array_equal(compute("", [a], U32, text), a >> 8)
+
+
+def test_a_load_that_extends_the_sign_is_refused():
+    with pytest.raises(UnsupportedInstruction, match="extends the sign"):
+        compute("", [values(U32, 1)], U32, "ld.global.s16 {0}, [%rd20];")
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_matrix_of_16_bits_is_stored_by_rows_or_columns(transposed):
+    matrix = np.arange(64, dtype=U16).reshape(8, 8)
+    pairs = matrix.reshape(LANES, 2).astype(U32)
+    qualifier = ".trans" if transposed else ""
+    text = (
+        "mov.b32 %r0, smem; and.b32 %r1, %r100, 7; shl.b32 %r2, %r1, 4; add.s32 %r3, %r0, %r2;"
+        f"stmatrix.sync.aligned.m8n8.x1{qualifier}.shared.b16 [%r3], {{{{{{1}}}}}};"
+        "bar.warp.sync -1; shl.b32 %r4, %r100, 2; add.s32 %r5, %r0, %r4; ld.shared.b32 {0}, [%r5];"
+    )
+    stored = compute("", [pairs[:, 0] | pairs[:, 1] << 16], U32, text)
+    expected = np.ascontiguousarray(matrix.T if transposed else matrix)
+    assert np.array_equal(stored, expected.view(U32).ravel())

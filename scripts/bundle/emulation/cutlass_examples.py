@@ -1,4 +1,5 @@
-"""CUTLASS's sm_100a CuTe DSL GEMMs, at small sizes: e4m3 operands, fp32 sums, bf16 results."""
+"""CUTLASS's sm_100a CuTe DSL examples, at small sizes: GEMMs (e4m3 operands, fp32 sums, bf16
+results) and what shows one instruction each."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import cuda.bindings.driver as cuda
 import cutlass.cute as cute
@@ -52,6 +54,43 @@ class Example:
         tile, cluster = ("x".join(map(str, shape)) for shape in (self.tile, self.cluster))
         return f"{ctas} CTA, tile {tile}, cluster {cluster}"
 
+    def compile(self, folder: Path, fakes: list):
+        kernel = getattr(_module(folder / "cute/blackwell/kernel" / self.module), self.kernel)(
+            Float32, self.paired, self.tile, self.cluster, *self.extra
+        )
+        clusters = [MAX_CLUSTERS] if self.persistent else []
+        return cute.compile[cute.KeepPTX](kernel, *fakes, *clusters, cuda.CUstream(0))
+
+
+@dataclass(frozen=True)
+class Primitive:
+    """module: below experimental/primitives; its `host` launches from one tensor to another.
+
+    extra: the constants behind the tensors (and the stream, which `host` takes if `takes_stream`).
+    """
+
+    module: str
+    shape: str
+    operands: Callable
+    extra: tuple
+    takes_stream: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.module.rpartition("/")[2]
+
+    def compile(self, folder: Path, fakes: list):
+        host = _module(folder / "experimental/primitives" / self.module).host
+
+        def launch(source, target, stream):
+            host(source, target, *([stream] if self.takes_stream else []), *self.extra)
+
+        @cute.jit
+        def with_stream(source: cute.Tensor, target: cute.Tensor, stream: cuda.CUstream):
+            launch(source, target, stream)
+
+        return cute.compile[cute.KeepPTX](with_stream, *fakes, cuda.CUstream(0))
+
 
 @dataclass(frozen=True)
 class Result:
@@ -71,11 +110,12 @@ class Result:
 @dataclass(frozen=True)
 class Operands:
     """arguments: (array, type, shape, strides) in the kernel's order. compared: mask of the result
-    (of shape groups, M, N) that the kernel defines."""
+    (of shape groups, M, N) that the kernel defines. result: number of its argument."""
 
     arguments: tuple
     expected: np.ndarray
     compared: np.ndarray
+    result: int = 2
 
 
 # ---------------------------------------------------------------------------------- operands
@@ -150,6 +190,27 @@ def masked(rng: np.random.Generator) -> Operands:
     return Operands((*arguments, (rows, Int32, (3,), (1,))), expected, compared)
 
 
+def _plain(array: np.ndarray, kind) -> tuple:
+    strides = tuple(stride // array.itemsize for stride in array.strides)
+    return array, kind, array.shape, strides
+
+
+def transposed(rng: np.random.Generator) -> Operands:
+    """fp32 [128, 64] to bf16 [64, 128]."""
+    source = rng.standard_normal((128, 64)).astype(np.float32)
+    target = np.full((64, 128), _RESULT)
+    return Operands((_plain(source, Float32), _plain(target, BFloat16)), source.T.astype(float),
+                    np.ones(target.shape, bool), result=1)  # fmt: skip
+
+
+def copied(rng: np.random.Generator) -> Operands:
+    """fp32 [2048]."""
+    source = rng.standard_normal(2048).astype(np.float32)
+    target = np.full(2048, np.nan, np.float32)
+    return Operands((_plain(source, Float32), _plain(target, Float32)), source.astype(float),
+                    np.ones(target.shape, bool), result=1)  # fmt: skip
+
+
 def _blockwise(module: str, kernel: str, operands: Callable) -> list[Example]:
     return [
         Example(f"blockwise_gemm/{module}", kernel, operands, *config)
@@ -169,7 +230,12 @@ EXAMPLES = [
         Example(f"{_DENSE}_persistent", "PersistentDenseGemmKernel", dense, *config, (True,))
         for config in (
             (False, (128, 128), (1, 1)),
+            (False, (128, 32), (1, 1)),
             (False, (128, 64), (1, 2)),
+            (False, (128, 96), (1, 1)),
+            (False, (128, 160), (1, 1)),
+            (False, (128, 192), (1, 1)),
+            (False, (128, 224), (1, 1)),
             (False, (128, 256), (2, 2)),
             (True, (256, 256), (2, 1)),
             (True, (256, 128), (4, 1)),
@@ -182,6 +248,8 @@ EXAMPLES = [
     Example(_DENSE, "DenseGemmKernel", dense, True, (256, 128), (2, 2), (True,), False),
     Example(f"{_DENSE}_software_pipeline", "DenseGemmKernel", dense,
             False, (128, 128), (1, 1), (True,), False),
+    Primitive("tcgen05/tmem_ld_to_stmatrix_transpose", "bf16", transposed, (BFloat16,), True),
+    Primitive("cp_async_shared_global", "128 threads", copied, (128, 4)),
 ]  # fmt: skip
 MAX_CLUSTERS = 2  # at once: persistent kernels take several tiles each
 
@@ -191,38 +259,38 @@ class _Tensor(ctypes.Structure):  # of a static layout; the rest is not read
     _fields_ = [("data", ctypes.c_void_p), ("rest", ctypes.c_int64 * 16)]
 
 
-def run_example(example: Example, folder: Path) -> Result:
+def _module(path: Path) -> ModuleType:
+    sys.path.insert(0, str(path.parent))
+    try:
+        return importlib.import_module(path.name)
+    finally:
+        sys.path.remove(str(path.parent))
+
+
+def run_example(example: Example | Primitive, folder: Path) -> Result:
     """folder: CUTLASS's examples/python/CuTeDSL. Late operations, with the race checker.
 
     An EmulatorError is told in the result; whatever else the example raises goes on.
     """
-    path = folder / "cute/blackwell/kernel" / example.module
-    sys.path.insert(0, str(path.parent))
-    try:
-        module = importlib.import_module(path.name)
-    finally:
-        sys.path.remove(str(path.parent))
-    kernel = getattr(module, example.kernel)(
-        Float32, example.paired, example.tile, example.cluster, *example.extra
-    )
     operands = example.operands(np.random.default_rng(20261125))
     fakes = [
         make_fake_tensor(kind, shape, strides, assumed_align=16)
         for _, kind, shape, strides in operands.arguments
     ]
-    clusters = [MAX_CLUSTERS] if example.persistent else []
     buffers = Buffers()
     arrays = [buffers.array(argument[0]) for argument in operands.arguments]
     start = time.perf_counter()
     try:
-        host = HostProgram(cute.compile[cute.KeepPTX](kernel, *fakes, *clusters, cuda.CUstream(0)))
+        host = HostProgram(example.compile(folder, fakes))
         arguments = [*(_Tensor(array.ctypes.data) for array in arrays), ctypes.c_void_p(0)]
         runs = emulated_launch(host, arguments, buffers.ranges, Emulator(LAZY, race=True))
     except EmulatorError as error:
         return Result(refused=str(error).splitlines()[0].rpartition("_0: ")[2])
     seconds = time.perf_counter() - start
-    result = (arrays[2].astype(np.uint32) << 16).view(np.float32).astype(np.float64)
-    wrong = (result - operands.expected)[operands.compared]
+    result = arrays[operands.result]
+    if result.dtype == np.uint16:  # bf16
+        result = (result.astype(np.uint32) << 16).view(np.float32)
+    wrong = (result.astype(np.float64) - operands.expected)[operands.compared]
     relative = np.linalg.norm(wrong) / np.linalg.norm(operands.expected[operands.compared])
     counts = sum((run.counts for run in runs), start=Counter())
     return Result(float(relative), seconds, _asynchronous(form for form, n in counts.items() if n))
