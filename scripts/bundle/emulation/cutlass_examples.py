@@ -222,7 +222,7 @@ def _blockwise(module: str, kernel: str, operands: Callable) -> list[Example]:
 
 
 _DENSE = "dense_gemm/dense_gemm"
-EXAMPLES = [
+EXAMPLES: list[Example | Primitive] = [
     *_blockwise("blockwise_gemm", "BlockwiseGemmKernel", blockwise),
     *_blockwise("contiguous_grouped_gemm", "BlockwiseContiguousGroupedGemmKernel", contiguous),
     *_blockwise("masked_grouped_gemm", "BlockwiseMaskedGroupedGemmKernel", masked),
