@@ -35,6 +35,7 @@ from solutions.torch_moe.main import dequantize, route  # noqa: E402
 
 FP8, BF16 = torch.float8_e4m3fn, torch.bfloat16
 MOST_TOKENS = 5000
+MEMORY = 40 << 30  # bytes; else the allocator would keep what each stream once needed, twice that
 # e4m3 has 3 bits of mantissa: its rounding errors have a standard deviation of 2.6 % in the worst
 # binade; summed over GEMM2's columns they are a row's error relative to its own size, in fp64
 # 0.024. Errors of different rows are independent.
@@ -206,6 +207,8 @@ def main() -> int:
     options = parser.parse_args()
 
     run = importlib.import_module(f"solutions.{options.solution}.main").run
+    total = torch.cuda.get_device_properties().total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, MEMORY / total))
     soak = Soak(run, options.seed)
     begin = time.monotonic()
     end = begin + options.seconds

@@ -1,7 +1,8 @@
-"""Calls kernels of the bundle's in CuTe DSL in one shipped configuration, for compute-sanitizer.
+"""Calls kernels of the bundle's in one shipped configuration, for compute-sanitizer.
 
 Arguments: "layer" and a number of CONFIGS, or "choice" for the one that the device chooses, for
-cutedsl_moe_fp8_v3; "padded" and a number of the architecture's tiles for the GEMM of v1 and v2.
+cutedsl_moe_fp8_v3; "padded" and a number of the architecture's tiles for the GEMM of v1 and v2;
+"toy" and a name of LAYERS for the other solutions, with kernels in Triton.
 
 Sizes are small, because a tool slows the kernels down a thousandfold. Inputs are made on the CPU
 and nothing else runs on the device, so no tool needs a filter. Prints how many calls were right.
@@ -18,7 +19,7 @@ import torch
 sgl_standin.install()
 deepgemm_standin.install()  # for what `layers` imports, as in conftest.py
 
-from layers import routed_to  # noqa: E402
+from layers import LAYERS, REFERENCE, TOY, inputs, routed_to  # noqa: E402
 from padded_batch import operands  # noqa: E402
 from real_layer import real_inputs  # noqa: E402
 
@@ -35,6 +36,7 @@ SMALL = replace(DEEPSEEK_V3_EP8, intermediate_size=256)
 ROUTINGS = {24: None, 300: [70]}
 REPEATS = 2
 K, ROWS = 384, [64, 0, 65, 3, 129]  # of the padded batch
+TOY_TOKENS = 3, 300
 TOLERANCE, GEMM_TOLERANCE = 0.04, 4e-3
 
 
@@ -80,9 +82,24 @@ def call_padded_gemm(tile) -> int:
     return REPEATS
 
 
+def call_toy(layer) -> int:
+    for num_tokens in TOY_TOKENS:
+        given = inputs(num_tokens)
+        output = torch.full((num_tokens, TOY.hidden_size), torch.nan, dtype=torch.bfloat16).cuda()
+        layer(*given.values(), output)
+        on_cpu = {
+            name: value.cpu() if isinstance(value, torch.Tensor) else value
+            for name, value in given.items()
+        }
+        check(output.cpu(), REFERENCE(**on_cpu), TOLERANCE)
+    return len(TOY_TOKENS)
+
+
 def main():
     kind, number = sys.argv[1], sys.argv[2]
-    if kind == "padded":
+    if kind == "toy":
+        done = call_toy(LAYERS[number])
+    elif kind == "padded":
         done = call_padded_gemm(KERNELS[backend_of(torch.device("cuda", 0))].TILES[int(number)])
     else:
         done = call_layer(None if number == "choice" else CONFIGS[int(number)])
