@@ -108,16 +108,16 @@ class Verifier:
         memory = None if device != "cpu" else int(MEMORY_SHARE * free_memory())
         self.limits = Limits(seconds, memory)
         self.planned: tuple[str, Plan] | None = None
+        self.launcher = Launcher.start()
 
     def check(self, job: Job, solution: Solution) -> list[VerificationRow | Failed]:
         """The row with what was found."""
-        launcher = Launcher.start()  # a new one each: nothing of CUDA is handed on
-        try:
-            plan = self._plan(job, launcher)
-            start = time.monotonic()
-            found = verify(plan, solution, launcher, self.limits)
-        finally:
-            launcher.close()
+        if not self.launcher.alive:
+            self.launcher.close()
+            self.launcher = Launcher.start()
+        plan = self._plan(job)
+        start = time.monotonic()
+        found = verify(plan, solution, self.launcher, self.limits)
         name = describe(job.workload.workload)
         if found.problem or found.seen_us is None or found.claimed_us is None:
             reason = found.problem or "no call was timed"
@@ -128,7 +128,7 @@ class Verifier:
                 solution=solution.name,
                 workload=name,
                 calls=found.calls,
-                inputs=list(dict.fromkeys(call.name for call in plan.calls if call.name)),
+                inputs=plan.changed,
                 matched_ratio=found.verdict.matched_ratio,
                 seen_us=found.seen_us,
                 claimed_us=found.claimed_us,
@@ -136,16 +136,14 @@ class Verifier:
             )
         ]
 
-    def _plan(self, job: Job, launcher: Launcher) -> Plan:
+    def _plan(self, job: Job) -> Plan:
         uuid = job.workload.workload.uuid
         if self.planned is None or self.planned[0] != uuid:
             self.planned = None
             settings = settings_for(make_config(**TOLERANCES), job.definition)
             workload = job.workload.workload
-            made = make_plan(
-                job.definition, workload, self.root, settings, launcher, self.limits, self.device
-            )
-            self.planned = uuid, made
+            tools = self.launcher, self.limits, self.device
+            self.planned = uuid, make_plan(job.definition, workload, self.root, settings, *tools)
         return self.planned[1]
 
 

@@ -32,13 +32,14 @@ from flashinfer_bench.data import (
 
 from ..hardware import marked
 from ..harness import Runner, Settings, benchmark_with, evaluation, output_specs, settings_for
+from ..sandbox.changes import Change
 from ..sandbox.confinement import hide_memory
-from ..sandbox.contract import Change, Failure, Limits, Subject
+from ..sandbox.contract import Failure, Limits, Subject
 from ..sandbox.launcher import Launcher, LauncherError
 from ..sandbox.solution_process import SolutionProcess
 from . import emulation
 from .judge import Verdict, WrongNumbers, check_inputs
-from .trials import Trial, draw_inputs, make_calls, moved, tensors_of
+from .trials import Changer, Trial, draw_inputs, make_calls, moved, tensors_of
 
 DEVICE = "cpu"
 MEMORY_SHARE = 0.75
@@ -163,7 +164,8 @@ def build_baseline(
                 process.build()
                 process.give(inputs)
                 reference = partial(call_reference, process, tensors_of(inputs))
-                calls, took = make_calls(definition, inputs, settings, reference)
+                changer = Changer(definition, workload, inputs, settings, reference)
+                calls, took = make_calls(changer)
             except Failure as failure:
                 raise RuntimeError(f"the reference: {failure.message}") from failure
         check_tolerances(calls[-1].expected, settings)
@@ -175,7 +177,7 @@ def build_baseline(
 def call_reference(
     process: SolutionProcess, given: list[torch.Tensor], change: Change
 ) -> tuple[list[torch.Tensor], float]:
-    """Outputs and seconds with one element changed, which is put back."""
+    """Outputs and seconds with a change, which is put back."""
     result = process.call(change)
     process.put_back(change, given)
     return result

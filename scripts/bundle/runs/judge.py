@@ -9,7 +9,8 @@ import torch
 from flashinfer_bench.data import Correctness, EvaluationStatus
 
 from ..harness import Settings, error_stats
-from ..sandbox.contract import Change, Failure
+from ..sandbox.changes import Change, undo
+from ..sandbox.contract import Failure
 from ..sandbox.poison import never_written
 from .trials import Call, moved
 
@@ -57,16 +58,18 @@ class Verdict:
                     f"expected {settings.required_matched_ratio or 1:.2%}",
                     self.correctness,
                 )
-        for name, output, expected, visible in zip(
-            names, outputs, call.expected, call.visible, strict=True
-        ):
-            if visible.any():
+        for effect in call.effects:
+            for name, output, expected, visible in zip(
+                names, outputs, call.expected, effect.visible, strict=True
+            ):
+                if not visible.any():
+                    continue
                 stale = moved(output[visible], expected[visible], settings)
                 if stale.double().mean().item() > 1 - FOLLOWED:
                     raise WrongNumbers(
-                        f"{name} does not follow its inputs: one element of {call.name} was "
-                        f"changed, and {percent(stale)} of what this moves is not what it should "
-                        "be (kept from an earlier call?)",
+                        f"{name} does not follow its inputs: {effect.name} was changed in part, "
+                        f"and {percent(stale)} of what this moves is not what it should be (kept "
+                        "from an earlier call?)",
                         self.correctness,
                     )
 
@@ -110,15 +113,15 @@ def check_inputs(
 
     Undoes the change: `seen` then holds what was given.
     """
-    number, index, values = change
-    part = slice(index, index + len(values))
-    changed = seen[number].view(-1)[part]
-    intact = _equal_bytes(changed, values)
-    changed.copy_(given[number].view(-1)[part])
-    for name, mine, before in zip(names, seen, given, strict=True):
-        if not _equal_bytes(mine, before) or (mine is seen[number] and not intact):
+    harmed = {part.number for part in change if not _equal_bytes(part.of(seen), part.values)}
+    undo(change, seen, given)
+    for number, (name, mine, before) in enumerate(zip(names, seen, given, strict=True)):
+        if number in harmed or not _equal_bytes(mine, before):
             raise Failure(EvaluationStatus.RUNTIME_ERROR, f"changed its input {name}")
 
 
 def _equal_bytes(left: torch.Tensor, right: torch.Tensor) -> bool:
-    return torch.equal(left.contiguous().view(torch.uint8), right.contiguous().view(torch.uint8))
+    both = [x.contiguous().view(-1).view(torch.uint8) for x in (left, right)]
+    if all(x.storage_offset() % 8 == 0 and len(x) % 8 == 0 for x in both):
+        both = [x.view(torch.int64) for x in both]  # four times as fast
+    return torch.equal(*both)

@@ -1,7 +1,11 @@
-"""Fresh inputs for every trial, one changed element for every call, and the expected outputs.
+"""Fresh inputs for every trial, fresh tokens and a change of the weights for every call.
 
-A solution that answers from memory, whatever key it uses, answers for inputs that have changed.
-The element is changed after the clock has started; the reference has to show the change.
+A solution that answers from memory, whatever key it uses and whatever it keeps, answers for inputs
+that have changed. They change after the clock has started, at the same address:
+
+* All random inputs with a variable axis (tokens) are new: no row of an earlier call is of use.
+* One element of the tokens' inputs and one part of the weights, an expert, differ on top of that.
+  The reference shows what each of the two moves; if the outputs do not follow, something was kept.
 """
 
 from __future__ import annotations
@@ -9,7 +13,7 @@ from __future__ import annotations
 import random
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +21,7 @@ import torch
 from flashinfer_bench.data import Definition, Workload
 
 from ..harness import Settings, fresh_inputs
-from ..sandbox.contract import Change
+from ..sandbox.changes import Change, Part
 
 ATTEMPTS = 8
 """At an element whose change the reference shows; one of a token without experts does not."""
@@ -28,6 +32,21 @@ FACTOR = 16.0
 FP8_VALUE = 96.0
 
 Reference = Callable[[Change], tuple[list[torch.Tensor], float]]
+"""Outputs with these changes, and the seconds that it took."""
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What the change of one input has to move."""
+
+    name: str
+    """Of the input."""
+    visible: list[torch.Tensor]
+    """Per output, which elements the change moves beyond the tolerances."""
+
+    @property
+    def shows(self) -> bool:
+        return any(map(_enough, self.visible))
 
 
 @dataclass(frozen=True)
@@ -35,11 +54,8 @@ class Call:
     """One call of a trial: what is changed for it, and what has to come out."""
 
     change: Change
-    name: str
-    """Of the input that is changed; empty in the first call, which changes none."""
     expected: list[torch.Tensor]
-    visible: list[torch.Tensor]
-    """Per output, which elements the change moves beyond the tolerances; none in the first call."""
+    effects: list[Effect] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -53,54 +69,129 @@ def tensors_of(arguments: Sequence[Any]) -> list[torch.Tensor]:
     return [value for value in arguments if isinstance(value, torch.Tensor)]
 
 
-def draw_inputs(definition: Definition, workload: Workload, root: Path) -> list[Any]:
-    """Random where the workload leaves it open, and not the same in any two calls."""
+def draw_inputs(
+    definition: Definition, workload: Workload, root: Path, device: str = "cpu"
+) -> list[Any]:
+    """Random where the workload leaves it open, and not the same in any two calls.
+
+    device: draws them; a GPU draws a layer's weights in a second. They are returned on the CPU.
+    """
     torch.manual_seed(secrets.randbits(63))
-    return fresh_inputs(definition, workload, root)
-
-
-def unchanged_call(tensors: Sequence[torch.Tensor], reference: Reference) -> tuple[Call, float]:
-    """A call with the inputs as they are, and the seconds that the reference took."""
-    nothing = (0, 0, tensors[0].view(-1)[:0])
-    expected, seconds = reference(nothing)
-    visible = [torch.zeros(output.shape, dtype=torch.bool) for output in expected]
-    return Call(nothing, "", expected, visible), seconds
-
-
-def changed_call(
-    name: str, change: Change, unchanged: Call, reference: Reference, settings: Settings
-) -> tuple[Call, float]:
-    """A call with one change, and the seconds that the reference took."""
-    expected, seconds = reference(change)
-    visible = [
-        moved(old, new, settings) for old, new in zip(unchanged.expected, expected, strict=True)
+    return [
+        value.cpu() if isinstance(value, torch.Tensor) else value
+        for value in fresh_inputs(definition, workload, root, device)
     ]
-    return Call(change, name, expected, visible), seconds
 
 
-def make_calls(
-    definition: Definition,
-    inputs: Sequence[Any],
-    settings: Settings,
-    reference: Reference,
-) -> tuple[list[Call], list[float]]:
+class Changer:
+    """Chooses what to change in one workload's inputs, and has the reference say what it moves."""
+
+    def __init__(
+        self,
+        definition: Definition,
+        workload: Workload,
+        inputs: Sequence[Any],
+        settings: Settings,
+        reference: Reference,
+    ) -> None:
+        self.settings = settings
+        self.reference = reference
+        self.tensors = tensors_of(inputs)
+        names = [
+            name
+            for name, value in zip(definition.inputs, inputs, strict=True)
+            if isinstance(value, torch.Tensor)
+        ]
+        variable = set(definition.var_axes)
+        self.numbers = {
+            name: number
+            for number, (name, tensor) in enumerate(zip(names, self.tensors, strict=True))
+            if tensor.is_floating_point() and tensor.numel()
+        }
+        """The floating-point inputs by name, with their numbers among the tensors."""
+        self.of_tokens = [
+            name for name in self.numbers if variable & set(definition.inputs[name].shape)
+        ]
+        self.of_weights = [name for name in self.numbers if name not in self.of_tokens]
+        self.random = [name for name in self.of_tokens if workload.inputs[name].type == "random"]
+        """Those of the tokens that the workload does not fix, as it does the routing's."""
+        if not self.numbers:
+            raise ValueError(f"{definition.name}: expected a floating-point input, found none")
+
+    def unchanged(self) -> tuple[Call, float]:
+        """A call with the inputs as they are, and the seconds that the reference took."""
+        expected, seconds = self.reference([])
+        return Call([], expected), seconds
+
+    def new_tokens(self) -> tuple[Call, float]:
+        """A call for which every random input of the tokens is another one."""
+        change = [_shifted(self.tensors, self.numbers[name]) for name in self.random]
+        expected, seconds = self.reference(change)
+        return Call(change, expected), seconds
+
+    def with_another(self, call: Call, name: str) -> tuple[Call, float]:
+        """`call` with one more change, of part of the input `name`.
+
+        If nothing shows after some attempts, as with tokens that have no local expert, the effect
+        has nothing visible: there is nothing that could be kept either.
+        """
+        number = self.numbers[name]
+        if name in self.of_weights and self.tensors[number][0].numel() > 1:
+            return self._with_expert(call, name, number)
+        for _ in range(ATTEMPTS):
+            tried, seconds = self._with(call, name, _spiked(self.tensors, number))
+            if tried.effects[-1].shows:
+                break
+        return tried, seconds
+
+    def _with_expert(self, call: Call, name: str, number: int) -> tuple[Call, float]:
+        """`call` with one expert's weights negated, one that some token uses: bisects for it."""
+        experts = len(self.tensors[number])
+        start, count = secrets.randbelow(experts), 1
+        tried, seconds = self._with(call, name, _negated(self.tensors, number, start, count))
+        if tried.effects[-1].shows or experts == 1:
+            return tried, seconds
+        start, count = 0, experts
+        while count > 1:
+            half = count // 2
+            tried, _ = self._with(call, name, _negated(self.tensors, number, start, half))
+            if tried.effects[-1].shows:
+                count = half
+            else:
+                start, count = start + half, count - half
+        return self._with(call, name, _negated(self.tensors, number, start, count))
+
+    def _with(self, call: Call, name: str, part: Part) -> tuple[Call, float]:
+        change = _merged(call.change, part)
+        expected, seconds = self.reference(change)
+        visible = [
+            moved(old, new, self.settings) for old, new in zip(call.expected, expected, strict=True)
+        ]
+        return Call(change, expected, [*call.effects, Effect(name, visible)]), seconds
+
+    def any_of(self, names: Sequence[str]) -> str:
+        """At random, but the more elements an input has, the likelier it is.
+
+        The less likely it then is that a solution which recognises its inputs by a few elements
+        looks at the one that changes.
+        """
+        sizes = [self.tensors[self.numbers[name]].numel() for name in names]
+        return random.SystemRandom().choices(names, sizes)[0]
+
+
+def make_calls(changer: Changer) -> tuple[list[Call], list[float]]:
     """The calls of a trial, and the seconds that the reference took for each.
 
-    The first, a warm-up, has the inputs as they are; each other has one element changed. The last
-    `iterations` are timed. Where no change shows, as with tokens that have no local expert, the
-    call has no visible element: there is nothing that could be kept either.
+    The first, a warm-up, has the inputs as they are. The last `iterations` are timed.
     """
-    candidates = _candidates(definition, inputs)
-    tensors = tensors_of(inputs)
-    unchanged, took = unchanged_call(tensors, reference)
+    settings = changer.settings
+    unchanged, took = changer.unchanged()
     calls, seconds = [unchanged], [took]
-    for position in range(max(settings.warmup_runs, 1) - 1 + settings.iterations):
-        for attempt in range(ATTEMPTS):
-            name, number = candidates[(position + attempt) % len(candidates)]
-            change = change_element(tensors, number)
-            call, took = changed_call(name, change, unchanged, reference, settings)
-            if all(map(_enough, call.visible)):
-                break
+    for _ in range(max(settings.warmup_runs, 1) - 1 + settings.iterations):
+        call, took = changer.new_tokens()
+        for names in (changer.of_tokens, changer.of_weights):
+            if names:
+                call, took = changer.with_another(call, changer.any_of(names))
         calls.append(call)
         seconds.append(took)
     return calls, seconds
@@ -113,7 +204,19 @@ def moved(old: torch.Tensor, new: torch.Tensor, settings: Settings) -> torch.Ten
     return (difference > settings.atol) & (difference > settings.rtol * (new.abs() + 1e-8))
 
 
-def change_element(tensors: Sequence[torch.Tensor], number: int) -> Change:
+def _shifted(tensors: Sequence[torch.Tensor], number: int) -> Part:
+    """All elements of tensor `number`, moved round by a random, odd number of places.
+
+    The values are as they were drawn, and none is where it was; nor is any row of an even length.
+    """
+    tensor = tensors[number]
+    places = secrets.randbelow(tensor.numel()) | 1
+    # rolls bytes: not every dtype can be rolled
+    values = tensor.reshape(-1, 1).view(torch.uint8).roll(places, 0)
+    return Part(number, 0, values.view(tensor.dtype).view(-1))
+
+
+def _spiked(tensors: Sequence[torch.Tensor], number: int) -> Part:
     """A large value for a random element of tensor `number`."""
     tensor = tensors[number]
     index = secrets.randbelow(tensor.numel())
@@ -123,53 +226,30 @@ def change_element(tensors: Sequence[torch.Tensor], number: int) -> Change:
         value = FP8_VALUE * spread
     else:
         value = FACTOR * spread * max(tensor.abs().max().item(), 1.0)
-    return number, index, torch.tensor([sign * value]).to(tensor.dtype)
+    return Part(number, index, torch.tensor([sign * value]).to(tensor.dtype))
 
 
-def negate_part(tensors: Sequence[torch.Tensor], number: int) -> Change:
-    """The opposite values for a random part of tensor `number`: an expert, of weights."""
+def _negated(tensors: Sequence[torch.Tensor], number: int, start: int, count: int) -> Part:
+    """The opposite values for `count` rows, experts of weights, of tensor `number`."""
     tensor = tensors[number]
-    size = tensor[0].numel()
-    index = size * secrets.randbelow(tensor.shape[0])
-    part = tensor.view(-1)[index : index + size]
-    return number, index, (-part.float()).to(tensor.dtype)
+    part = tensor[start : start + count].reshape(-1)
+    if tensor.dtype.itemsize == 1:  # fp8, which has no arithmetic: the sign is the first bit
+        values = (part.view(torch.uint8) ^ 0x80).view(tensor.dtype)
+    else:
+        values = -part
+    return Part(number, start * tensor[0].numel(), values)
+
+
+def _merged(change: Change, part: Part) -> Change:
+    """`change` and `part`, which lies within another part or overlaps none."""
+    for place, other in enumerate(change):
+        if other.number == part.number:
+            values = other.values.clone()
+            start = part.index - other.index
+            values[start : start + len(part.values)] = part.values
+            return [*change[:place], replace(other, values=values), *change[place + 1 :]]
+    return [*change, part]
 
 
 def _enough(visible: torch.Tensor) -> bool:
     return int(visible.sum()) >= min(VISIBLE, max(visible.numel() // 8, 1))
-
-
-def changeable(definition: Definition, inputs: Sequence[Any]) -> dict[str, int]:
-    """The floating-point inputs by name, with their numbers among the tensors."""
-    names = [
-        name
-        for name, value in zip(definition.inputs, inputs, strict=True)
-        if isinstance(value, torch.Tensor)
-    ]
-    return {
-        name: number
-        for number, (name, tensor) in enumerate(zip(names, tensors_of(inputs), strict=True))
-        if tensor.is_floating_point() and tensor.numel()
-    }
-
-
-def _candidates(definition: Definition, inputs: Sequence[Any]) -> list[tuple[str, int]]:
-    """The inputs of which an element may be changed, with their numbers, in random order.
-
-    The more elements one has, the earlier it comes: the less likely it is that a solution which
-    recognises its inputs by a few elements looks at the one that changes. Only those with a
-    variable axis (tokens), if there are any: of weights a call with few tokens may not read it.
-    """
-    floating = changeable(definition, inputs)
-    variable = set(definition.var_axes)
-    of_tokens = {
-        name: number
-        for name, number in floating.items()
-        if variable & set(definition.inputs[name].shape)
-    }
-    candidates = list((of_tokens or floating).items())
-    if not candidates:
-        raise ValueError(f"{definition.name}: expected a floating-point input, found none")
-    sizes = [tensor.numel() for tensor in tensors_of(inputs)]
-    draw = random.SystemRandom()
-    return sorted(candidates, key=lambda candidate: draw.expovariate(sizes[candidate[1]]))

@@ -25,8 +25,6 @@ ANSWER = struct.Struct("<16sBI1000s")
 """nonce, `Outcome`, number, UTF-8 text padded with NUL."""
 TEXT_BYTES = 1000
 ALIGNMENT = 4096
-CHANGE = ("change", torch.int64, (3,))
-"""In the shared memory: number of the input tensor, first element and count of what has changed."""
 
 # linux/fcntl.h; the fcntl module has them only where Python was built against a new libc
 ADD_SEALS, SEAL_SEAL, SEAL_SHRINK, SEAL_GROW = 1033, 1, 2, 4
@@ -44,6 +42,9 @@ class Command(IntEnum):
     """Put the arguments back there, as they are now."""
     TIME = 5
     """Call it `number` times, and answer with the mean time in ns by this process's own clock."""
+    COMPARE = 6
+    """Call it `number` times after a change of the inputs and once more each, without; answer with
+    the second calls' time, per mille of the first ones'."""
 
 
 class Outcome(IntEnum):
@@ -163,7 +164,7 @@ class Order:
     """As long as `inputs`; None for a tensor."""
     outputs: list[Slot]
     change: Slot
-    """Where what has changed for a call stands, see `CHANGE`."""
+    """Where what has changed for a call stands, see changes.CHANGE."""
     memory_limit: int | None
     """Bytes of private memory; None: unlimited."""
     confined: bool

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from flashinfer_bench.data import Definition, EvaluationStatus, Solution
 
-Change = tuple[int, int, torch.Tensor]
-"""(number of the input tensor, flat index, new values in a row from there on)."""
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,12 @@ what is launched after the solution has returned comes after the copy of the out
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from .channel import Order
-from .contestant import Contestant, in_range
+from .contestant import Contestant
 from .poison import poisoned_like
 
 SLEEP_CYCLES = 40_000_000
@@ -39,37 +41,43 @@ class GpuContestant(Contestant):
 
     def call(self, own_stream: bool) -> None:
         inputs, outputs, change = self.shared()
-        number, index, count = change.tolist()
-        part = slice(index, index + count)
-        target = self.on_device[number].view(-1)[part]
-        new, old = inputs[number].view(-1)[part].to(self.order.device), target.clone()
+        changed = []
+        for number, index, count in change.tolist():
+            if count:
+                part = slice(index, index + count)
+                target = self.on_device[number].view(-1)[part]
+                new = inputs[number].view(-1)[part].to(self.order.device)
+                changed.append((target, new, target.clone()))
         results = self._new_outputs(outputs)
         stream = torch.cuda.Stream() if own_stream else torch.cuda.current_stream()
         torch.cuda.synchronize()
         with torch.no_grad(), torch.cuda.stream(stream):
             torch.cuda._sleep(SLEEP_CYCLES)
-            target.copy_(new)
+            for target, new, _ in changed:
+                target.copy_(new)
             results = self.results(self.arguments(self.on_device), results)
             copies = [result.clone() for result in results]
         torch.cuda.synchronize()
-        target.copy_(old)
+        for target, _, old in changed:
+            target.copy_(old)
         self.deliver(copies, outputs)
 
-    def time(self, calls: int) -> int:
-        """As flashinfer-bench 0.1.2 times a call: one pair of events each, the GPU idle before."""
+    def seconds(self) -> float:
+        """As flashinfer-bench 0.1.2 times a call: by a pair of events, the GPU idle before."""
         _, outputs, _ = self.shared()
-        arguments, milliseconds = self.arguments(self.on_device), 0.0
+        results = self._new_outputs(outputs)
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         with torch.no_grad():
-            for _ in range(calls):
-                results = self._new_outputs(outputs)
-                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-                torch.cuda.synchronize()
-                start.record()
-                self.results(arguments, results)
-                end.record()
-                torch.cuda.synchronize()
-                milliseconds += start.elapsed_time(end)
-        return in_range(milliseconds / calls * 1e6)
+            torch.cuda.synchronize()
+            start.record()
+            self.results(self.arguments(self.on_device), results)
+            end.record()
+            torch.cuda.synchronize()
+        return start.elapsed_time(end) * 1e-3
+
+    def used(self, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        """The tensors that the solution is given: those in the GPU's memory."""
+        return self.on_device
 
     def _new_outputs(self, outputs: list[torch.Tensor]) -> list[torch.Tensor]:
         on_device = [torch.empty_like(output, device=self.order.device) for output in outputs]

@@ -13,7 +13,7 @@ CLOCKS = ("time", "perf_counter", "monotonic", "process_time", "thread_time")
 WATCHED = {
     "time": [name + suffix for name in CLOCKS for suffix in ("", "_ns")] + ["sleep"],
     "torch": ["allclose", "isclose", "isnan", "isinf", "equal", "empty", "empty_like", "randn"],
-    "torch.cuda": ["Event", "synchronize", "current_stream", "Stream", "stream"],
+    "torch.cuda": ["Event", "synchronize", "current_stream", "Stream", "stream", "_sleep"],
     "torch.cuda.Event": ["record", "elapsed_time", "synchronize", "wait"],
     "torch.Tensor": ["clone", "copy_", "zero_", "__eq__", "item"],
     "flashinfer_bench.bench.timing": ["time_runnable", "do_bench"],

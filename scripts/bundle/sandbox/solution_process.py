@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from flashinfer_bench.data import EvaluationStatus
 
+from .changes import CHANGE, Change, apply, undo
 from .channel import (
     ANSWER,
-    CHANGE,
     Answer,
     Command,
     Order,
@@ -28,7 +28,7 @@ from .channel import (
     lay_out,
     open_tensors,
 )
-from .contract import Change, Failure, Limits, Subject
+from .contract import Failure, Limits, Subject
 from .launcher import Launcher
 from .poison import poison
 from .processes import descendants, memory_of
@@ -80,6 +80,8 @@ class SolutionProcess:
         self.launcher = launcher
         self.printed = PrintedText()
         self._left = limits.seconds
+        self._copies = device != "cpu"
+        """Whether the solution has copies of the arguments, and is told what has changed."""
         names = list(subject.definition.inputs)
         tensors = [
             (name, value.dtype, tuple(value.shape))
@@ -165,9 +167,7 @@ class SolutionProcess:
 
     def put_back(self, change: Change, given: Sequence[torch.Tensor]) -> None:
         """Undo a change; `given` holds the tensors as they were."""
-        number, index, values = change
-        part = slice(index, index + len(values))
-        self.inputs[number].view(-1)[part] = given[number].view(-1)[part]
+        undo(change, self.inputs, given)
 
     def call(self, change: Change, own_stream: bool = False) -> tuple[list[torch.Tensor], float]:
         """Poison the outputs, call once, and return copies of the outputs and the seconds it took.
@@ -179,9 +179,9 @@ class SolutionProcess:
         for output in self.outputs:
             poison(output)
         start = time.perf_counter()
-        number, index, values = change
-        self.inputs[number].view(-1)[index : index + len(values)] = values
-        self._change[:] = torch.tensor([number, index, len(values)])
+        apply(change, self.inputs)
+        if self._copies:
+            self._tell(change)
         self._ask(Command.CALL, int(own_stream))
         copies = [output.clone() for output in self.outputs]
         return copies, time.perf_counter() - start
@@ -191,6 +191,19 @@ class SolutionProcess:
         start = time.perf_counter()
         answer = self._ask(Command.TIME, calls)
         return (time.perf_counter() - start) / calls, answer.number * 1e-9
+
+    def compare(self, change: Change, pairs: int) -> float:
+        """The time of a call with the last call's inputs, as a share of that with new ones.
+
+        By the solution's clock; the parts of `change` are what is new, and not put back.
+        """
+        self._tell(change)
+        return self._ask(Command.COMPARE, pairs).number / 1000
+
+    def _tell(self, change: Change) -> None:
+        for row, part in zip(self._change, change, strict=False):
+            row.copy_(torch.tensor([part.number, part.index, len(part.values)]))
+        self._change[len(change) :] = 0
 
     def end(self) -> None:
         """Let the process end; a last look for forked copies and threads that spoil the end."""
