@@ -23,7 +23,7 @@ EXPECTED = {
     "cached_fingerprint": "output",
     "cached_weights": "output",
     "cached_routing": "output",
-    "cached_rows": "a call with the inputs of the last takes",
+    "cached_rows": "a call",
     "changes_inputs": "changed its input hidden_states",
     "half_written": "never written (NaN): 50 % of the rows",
     "late_thread": "never written (NaN): 100 % of the rows",
@@ -38,6 +38,8 @@ ON_CUDA = EXPECTED | {
     "side_stream_early": "output",
     "side_stream_late": "output",
     "default_stream": "output",
+    "lazy_output": "made its output a Lazy, expected a tensor for output",
+    "reseeds": "changed the seed of random numbers",
     "patched_sleep": "replaced torch.cuda._sleep",
     "device_assert": "device-side assert",
 }

@@ -191,6 +191,8 @@ class Contestant:
         """What one call gives; `outputs` if it takes them."""
         if self.takes_outputs:
             self.function(*arguments, *outputs)
+            for slot, output in zip(self.order.outputs, outputs, strict=True):
+                _check_kind(slot.name, output, "made its output")
             return outputs
         return self._as_tensors(self.function(*arguments))
 
@@ -216,12 +218,19 @@ class Contestant:
                 f"returned a {kind} of {len(values)}, expected {len(names)}: {', '.join(names)}",
             )
         for name, value in zip(names, values, strict=True):
-            if not isinstance(value, torch.Tensor | int | float | bool):
-                raise WrongOutput(
-                    Outcome.RUNTIME_ERROR,
-                    f"returned a {type(value).__name__}, expected a tensor for {name}",
-                )
+            _check_kind(name, value, "returned")
         return normalize_result(self.definition, result, self.order.device)
+
+
+def _check_kind(name: str, value: Any, did: str) -> None:
+    """Raises WrongOutput for what is no plain tensor or number.
+
+    A subclass of Tensor may compute when somebody looks at it, which nobody's clock shows.
+    """
+    if type(value) not in (torch.Tensor, torch.nn.Parameter, int, float, bool):
+        raise WrongOutput(
+            Outcome.RUNTIME_ERROR, f"{did} a {type(value).__name__}, expected a tensor for {name}"
+        )
 
 
 def _check(slot: Slot, value: torch.Tensor) -> None:

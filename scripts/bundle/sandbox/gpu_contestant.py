@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 import torch
 
-from .channel import Order
-from .contestant import Contestant
+from .channel import Order, Outcome
+from .contestant import Contestant, WrongOutput
+from .integrity import changed, settings
 from .poison import poisoned_like
 
 SLEEP_CYCLES = 40_000_000
@@ -25,6 +26,16 @@ class GpuContestant(Contestant):
     def __init__(self, order: Order, memory: int) -> None:
         super().__init__(order, memory)
         self.on_device: list[torch.Tensor] = []
+
+    def build(self) -> None:
+        self.settings = settings()
+        super().build()
+
+    def check_integrity(self) -> None:
+        """Also raises WrongOutput if the solution has changed a setting for all of its process."""
+        super().check_integrity()
+        if names := changed(self.settings):
+            raise WrongOutput(Outcome.RUNTIME_ERROR, f"changed {', '.join(names)}")
 
     def load(self) -> None:
         inputs, _, _ = self.shared()

@@ -2,12 +2,16 @@
 
 Nothing here is measured or decided by these functions; the harness on CUDA, though, shares one
 process between all solutions, where such a replacement falsifies its own and the others' results.
+So do settings of PyTorch: a seed makes the inputs of all trials the same, a precision changes what
+is expected of others.
 """
 
 from __future__ import annotations
 
 import importlib
 from typing import Any
+
+import torch
 
 CLOCKS = ("time", "perf_counter", "monotonic", "process_time", "thread_time")
 WATCHED = {
@@ -36,6 +40,26 @@ def watched() -> dict[str, Any]:
             if value is not None:
                 found[f"{owner_name}.{name}"] = value
     return found
+
+
+def settings() -> dict[str, Any]:
+    """What all code of a process shares, and one solution can change for the others."""
+    cuda = torch.backends.cuda.matmul
+    return {
+        "the default dtype": torch.get_default_dtype(),
+        "the precision of float32 products": torch.get_float32_matmul_precision(),
+        "allow_fp16_reduced_precision_reduction": cuda.allow_fp16_reduced_precision_reduction,
+        "allow_bf16_reduced_precision_reduction": cuda.allow_bf16_reduced_precision_reduction,
+        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
+        "the seed of random numbers": torch.initial_seed(),
+        "the seed of the GPU's random numbers": torch.cuda.initial_seed(),
+        "whether gradients are kept": torch.is_grad_enabled(),
+    }
+
+
+def changed(before: dict[str, Any]) -> list[str]:
+    """Those of `settings` that are no longer what they were."""
+    return [name for name, value in settings().items() if before[name] != value]
 
 
 def replaced(before: dict[str, Any]) -> list[str]:
