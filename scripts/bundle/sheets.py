@@ -9,11 +9,13 @@ from itertools import groupby
 from math import isfinite
 
 from rich import box
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 WIDTH = 100  # characters of a table where the terminal does not tell
+WORD = 12  # the least width of a column of words, which are broken there
 
 BEST, FAILED, DIM, SCOPE = "bold green", "red", "dim", "italic"
 
@@ -144,11 +146,41 @@ def natural_width(sheet: Sheet) -> int:
     return sum(run.width for run in runs) + 3 * (len(runs) - 1)
 
 
-def rich_table(sheet: Sheet) -> Table:
+@dataclass(frozen=True)
+class FittingTable:
+    """A sheet for the terminal: in blocks below each other, all of which have the first column,
+    where it is too narrow for one. No figure is cut off."""
+
+    sheet: Sheet
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for i, runs in enumerate(_blocks(_runs(self.sheet), options.max_width)):
+            if i:
+                yield Text()
+            yield _table(self.sheet, runs)
+
+
+def rich_table(sheet: Sheet) -> FittingTable:
     """A sheet for the terminal, each column as wide as its longest text."""
+    return FittingTable(sheet)
+
+
+def _blocks(runs: list[_Run], width: int) -> list[list[_Run]]:
+    """The columns that fit side by side; those of words need less than their longest text."""
+    needed = [min(run.width, WORD) if run.headings[0].left else run.width for run in runs]
+    blocks, used = [runs[:1]], needed[0]
+    for run, own in zip(runs[1:], needed[1:], strict=True):
+        if used + own + 3 > width and len(blocks[-1]) > 1:
+            blocks.append(runs[:1])
+            used = needed[0]
+        blocks[-1].append(run)
+        used += own + 3
+    return blocks
+
+
+def _table(sheet: Sheet, runs: list[_Run]) -> Table:
     # Padding by rich, cell by cell, is half of its time; here the columns of figures are wider.
     table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
-    runs = _runs(sheet)
     for i, run in enumerate(runs):
         gap = 2 if i else 0
         if run.headings[0].left:  # words, which may wrap in a narrow terminal

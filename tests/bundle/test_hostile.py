@@ -2,6 +2,7 @@
 
 import gc
 import os
+import resource
 import tempfile
 from pathlib import Path
 
@@ -13,22 +14,31 @@ from bundle.runs.jobs import Job, evaluate, split
 from bundle.runs.store import read_traces, store_traces
 from bundle.sandbox.contract import Limits
 from bundle.sandbox.processes import descendants
+from escapes import CASES as ESCAPES
 from flashinfer_bench.data import TraceSet
-from hostile import CASES
+from hostile import CASES as BROKEN
 from toy_bundle import DEFINITION, control, make_bundle, packed
 
+CASES = BROKEN | ESCAPES
 SECONDS = 4.0
-LIMITS = Limits(SECONDS, memory_bytes=8 << 30, printed_bytes=64 << 20)
+LIMITS = Limits(SECONDS, memory_bytes=2 << 30, printed_bytes=64 << 20, written_bytes=1 << 30)
 CONFIG = {"warmup_runs": 1, "iterations": 1, "num_trials": 1, "rtol": 1e-2, "atol": 1e-2}
 HONEST = ("honest_first", "honest_middle", "honest_last")
 
 
 def state():
-    """Processes below this one, its open files, and folders of solutions."""
+    """What solutions could leave behind or change: processes, files, what the kernel keeps."""
     gc.collect()
     files = len(list(Path("/proc/self/fd").iterdir()))
     folders = sorted(Path(tempfile.gettempdir()).glob("solution_*"))
-    return descendants(os.getpid()), files, folders
+    in_memory = sorted(Path("/dev/shm").glob("*left_by_a_solution"))
+    objects = [Path("/proc/sysvipc", kind).read_text() for kind in ("shm", "sem", "msg")]
+    mine = (
+        os.sched_getaffinity(0),
+        os.getpriority(os.PRIO_PROCESS, 0),
+        resource.getrlimit(resource.RLIMIT_NOFILE),
+    )
+    return descendants(os.getpid()), files, folders, in_memory, objects, mine
 
 
 @pytest.fixture(scope="module")

@@ -48,7 +48,7 @@ def report(error: BaseException) -> str:
         os.write(2, line.encode("utf-8", "backslashreplace"))
     try:
         text = str(error)
-    except Exception as second:
+    except BaseException as second:  # whatever the solution's exception does
         text = f"<{type(second).__name__} in its __str__>"
     shown = text[:MESSAGE_CHARACTERS]
     if len(text) > len(shown):

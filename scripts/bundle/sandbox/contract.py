@@ -31,6 +31,8 @@ class Limits:
     memory_bytes: int | None = None
     """Of private memory, all its processes together; None: unlimited."""
     printed_bytes: int = 1 << 30
+    written_bytes: int = 8 << 30
+    """In files in its own folder."""
 
 
 class Failure(Exception):

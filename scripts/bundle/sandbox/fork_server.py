@@ -48,14 +48,20 @@ def serve(descriptor: int, parent: int) -> None:
                 os.close(given)
             connection.send(PID.pack(child))
         else:
+            if child:
+                with suppress(ProcessLookupError, PermissionError):
+                    # all of the group at once: none can fork in time, however often it does
+                    os.killpg(child, signal.SIGKILL)
             statuses = end_descendants()
             connection.send(STATUS.pack(child in statuses, statuses.get(child, 0)))
+            child = 0
 
 
 def _become_solution(launcher: socket.socket, descriptors: list[int], folder: Path) -> None:
     """Never returns."""
     from . import confinement
     from .contestant import report
+    from .system_calls import filter_calls
 
     try:
         parent = os.getppid()
@@ -75,9 +81,13 @@ def _become_solution(launcher: socket.socket, descriptors: list[int], folder: Pa
         os.close(log)
         enter(folder, order.confined)
         confinement.limit_resources(order.memory_limit)
-        confinement.drop_ptrace()
         if order.confined:
+            confinement.drop_capabilities(confinement.TO_FILES)
             confinement.confine_writes(folder)
+            scoped = confinement.landlock_version() >= confinement.SCOPES_SINCE
+            filter_calls(keep_signals_in=not scoped)
+        else:
+            confinement.drop_capabilities(confinement.ALL_BUT_PTRACE)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         answer_requests(socket.socket(fileno=answers), order, memory)
     except BaseException as error:
@@ -100,8 +110,8 @@ def answer_requests(connection: socket.socket, order: Order, memory: int) -> Non
         if is_copy:
             answer = replace(answer, outcome=Outcome.COPY_RETURNED)
         for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError, AttributeError):
-                stream.flush()  # the solution may have closed or replaced it
+            with suppress(BaseException):
+                stream.flush()  # the solution may have closed it, or replaced it by anything
         connection.send(answer.pack())
         if is_copy:
             os._exit(1)

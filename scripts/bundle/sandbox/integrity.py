@@ -16,7 +16,19 @@ import torch
 CLOCKS = ("time", "perf_counter", "monotonic", "process_time", "thread_time")
 WATCHED = {
     "time": [name + suffix for name in CLOCKS for suffix in ("", "_ns")] + ["sleep"],
-    "torch": ["allclose", "isclose", "isnan", "isinf", "equal", "empty", "empty_like", "randn"],
+    "builtins": ["abs", "all", "any", "float", "int", "isinstance", "len", "max", "min", "open"],
+    "torch.testing": ["assert_close"],
+    "torch": [
+        "manual_seed",
+        "allclose",
+        "isclose",
+        "isnan",
+        "isinf",
+        "equal",
+        "empty",
+        "empty_like",
+        "randn",
+    ],
     "torch.cuda": ["Event", "synchronize", "current_stream", "Stream", "stream", "_sleep"],
     "torch.cuda.Event": ["record", "elapsed_time", "synchronize", "wait"],
     "torch.Tensor": ["clone", "copy_", "zero_", "__eq__", "item"],

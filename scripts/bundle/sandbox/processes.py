@@ -69,6 +69,14 @@ def memory_of(pids: Iterable[int]) -> int:
     return total
 
 
+def shared_memory() -> int:
+    """Bytes on this machine that are shared by processes or lie in files in memory."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("Shmem:"):
+            return int(line.split()[1]) * 1024
+    return 0  # not every sandbox of containers tells
+
+
 def end_descendants(spared: Iterable[int] = (), seconds: float = 4.0) -> dict[int, int]:
     """Kill and reap all descendants of this process but `spared` and theirs.
 

@@ -29,9 +29,10 @@ from .channel import (
     open_tensors,
 )
 from .contract import Failure, Limits, Subject
+from .folder import free_bytes, remove_folder, size_of
 from .launcher import Launcher
 from .poison import poison
-from .processes import descendants, memory_of
+from .processes import descendants, memory_of, shared_memory
 
 HEAD_BYTES, TAIL_BYTES = 16 << 10, 48 << 10
 """What is kept of what a solution prints: the beginning and the end."""
@@ -117,6 +118,8 @@ class SolutionProcess:
 
     def __enter__(self) -> SolutionProcess:
         self._folder = tempfile.TemporaryDirectory(prefix="solution_", ignore_cleanup_errors=True)
+        self._free_before = free_bytes(Path(self._folder.name))
+        self._shared_before = shared_memory() + sum(x.nbytes for x in self.inputs + self.outputs)
         text = self._order.to_json()
         self._connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._log, log_end = os.pipe2(os.O_CLOEXEC)
@@ -149,7 +152,7 @@ class SolutionProcess:
         os.close(self._memory)
         if self._pidfd is not None:
             os.close(self._pidfd)
-        self._folder.cleanup()
+        remove_folder(self._folder)
 
     def build(self) -> None:
         self._ask(Command.BUILD)
@@ -318,9 +321,16 @@ class SolutionProcess:
                 EvaluationStatus.RUNTIME_ERROR, f"started more than {MAX_PROCESSES} processes"
             )
         limit = self.limits.memory_bytes
-        if limit is not None and memory_of(processes) > limit:
+        shared = max(shared_memory() - self._shared_before, 0)
+        if limit is not None and memory_of(processes) + shared > limit:
             raise Failure(
                 EvaluationStatus.RUNTIME_ERROR, f"took more than {limit / GIB:.1f} GiB of memory"
+            )
+        written = self._free_before - free_bytes(Path(self._folder.name))
+        if written > self.limits.written_bytes and size_of(Path(self._folder.name)) > written / 2:
+            raise Failure(
+                EvaluationStatus.RUNTIME_ERROR,
+                f"wrote more than {self.limits.written_bytes / GIB:.1f} GiB to files",
             )
 
     def _how_it_died(self) -> str:
