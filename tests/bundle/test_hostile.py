@@ -14,12 +14,12 @@ from bundle.runs.jobs import Job, evaluate, split
 from bundle.runs.store import read_traces, store_traces
 from bundle.sandbox.contract import Limits
 from bundle.sandbox.processes import descendants
-from escapes import CASES as ESCAPES
+from escapes import CASES as ESCAPING
 from flashinfer_bench.data import TraceSet
 from hostile import CASES as BROKEN
 from toy_bundle import DEFINITION, control, make_bundle, packed
 
-CASES = BROKEN | ESCAPES
+KINDS = {"broken": BROKEN, "escaping": ESCAPING}
 SECONDS = 4.0
 LIMITS = Limits(SECONDS, memory_bytes=2 << 30, printed_bytes=64 << 20, written_bytes=1 << 30)
 CONFIG = {"warmup_runs": 1, "iterations": 1, "num_trials": 1, "rtol": 1e-2, "atol": 1e-2}
@@ -30,7 +30,7 @@ def state():
     """What solutions could leave behind or change: processes, files, what the kernel keeps."""
     gc.collect()
     files = len(list(Path("/proc/self/fd").iterdir()))
-    folders = sorted(Path(tempfile.gettempdir()).glob("solution_*"))
+    folders = sorted(Path(tempfile.gettempdir()).iterdir())
     in_memory = sorted(Path("/dev/shm").glob("*left_by_a_solution"))
     objects = [Path("/proc/sysvipc", kind).read_text() for kind in ("shm", "sem", "msg")]
     mine = (
@@ -41,10 +41,19 @@ def state():
     return descendants(os.getpid()), files, folders, in_memory, objects, mine
 
 
+@pytest.fixture
+def own_tmp(tmp_path, monkeypatch):
+    """A folder for temporary files that no other process uses."""
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
     root = tmp_path_factory.mktemp("hostile")
-    sources = {name: case.source for name, case in CASES.items()}
+    sources = {name: case.source for name, case in (BROKEN | ESCAPING).items()}
     make_bundle(root, sources | dict.fromkeys(HONEST, control("good")), (8,))
     solutions = {solution.name: solution for solution in packed(root)}
     return root, solutions
@@ -64,9 +73,9 @@ def run_in(order, bundle, traces_dir):
     return {trace.solution: trace.evaluation for trace in read_traces(traces_dir, definition)}
 
 
-def assert_all_right(results):
+def assert_all_right(cases, results):
     wrong = {}
-    for name, case in CASES.items():
+    for name, case in cases.items():
         result = results[name]
         last = result.log.strip().splitlines()[-1:] or [""]
         if result.status.value != case.status or case.message not in last[0]:
@@ -78,24 +87,28 @@ def assert_all_right(results):
     assert all(len(result.log) < 100_000 for result in results.values())
 
 
-def test_at_least_40_solutions():
-    assert len(CASES) >= 40
+def test_there_are_enough_and_none_twice():
+    assert len(BROKEN) >= 40 and len(ESCAPING) >= 40
+    assert not BROKEN.keys() & ESCAPING.keys()
 
 
-def test_every_solution_has_its_own_result(bundle, tmp_path):
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_solution_has_its_own_result(bundle, tmp_path, own_tmp, kind):
     before = state()
     first, middle, last = HONEST
-    half = len(CASES) // 2
-    order = [first, *list(CASES)[:half], middle, *list(CASES)[half:], last]
-    assert_all_right(run_in(order, bundle, tmp_path))
+    names = list(KINDS[kind])
+    half = len(names) // 2
+    order = [first, *names[:half], middle, *names[half:], last]
+    assert_all_right(KINDS[kind], run_in(order, bundle, tmp_path / "traces"))
     assert state() == before
 
 
 @pytest.mark.long
-def test_in_the_other_order(bundle, tmp_path):
+def test_in_the_other_order(bundle, tmp_path, own_tmp):
     before = state()
     first, middle, last = HONEST
-    half = len(CASES) // 2
-    order = [last, *list(CASES)[:half:-1], middle, *list(CASES)[half::-1], first]
-    assert_all_right(run_in(order, bundle, tmp_path))
+    names = [*ESCAPING, *BROKEN][::-1]
+    half = len(names) // 2
+    order = [last, *names[:half], middle, *names[half:], first]
+    assert_all_right(BROKEN | ESCAPING, run_in(order, bundle, tmp_path / "traces"))
     assert state() == before

@@ -19,7 +19,7 @@ from bundle.paths import ROOT, BadInput
 from bundle.runs import store
 from bundle.runs.store import StoreError, check_store, read_traces, store_traces, trace_path
 from flashinfer_bench.data import TraceSet
-from toy_bundle import DEFINITION, control, make_bundle
+from toy_bundle import DEFINITION, control, make_bundle, packed
 
 STORE_MANY = """
 import sys
@@ -169,6 +169,48 @@ def test_surroundings_stop_no_run(tmp_path):
     assert subprocess.run(command, shell=True, env=environment).returncode == 0
     (trace,) = read_traces(root / "traces_cpu", load_dataset(root).definitions[DEFINITION])
     assert trace.is_successful()
+
+
+def read_only(root):
+    """The words before a command that has `root` read only; None if that cannot be had here."""
+    if os.geteuid() != 0:
+        subprocess.run(["chmod", "-R", "a-w", root], check=True)
+        return []
+    # as root, modes mean nothing: a mount of its own
+    script = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && exec "$@"'
+    words = ["unshare", "--mount", "sh", "-c", script, root]
+    try:
+        works = subprocess.run([*words, "true"], capture_output=True).returncode == 0
+    except OSError:
+        works = False
+    return words if works else None
+
+
+def test_read_only_bundle_that_is_packed_runs(tmp_path):
+    root = make_bundle(tmp_path / "bundle", {"one": control("good")}, (3,))
+    packed(root)
+    if (words := read_only(root)) is None:
+        pytest.skip("root without the right to mount")
+    command = [*words, sys.executable, ROOT / "scripts" / "run.py", "--local", root]
+    refused = subprocess.run(command, capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith(f"error: --traces {root}/traces_cpu: cannot store traces: ")
+    finished = subprocess.run(
+        [*command, "--traces", tmp_path / "t"], capture_output=True, text=True
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    (trace,) = read_traces(tmp_path / "t", load_dataset(root).definitions[DEFINITION])
+    assert trace.is_successful()
+    subprocess.run(["chmod", "-R", "u+w", root], check=True)
+
+
+def test_workloads_that_are_not_utf8_are_named(tmp_path):
+    root = make_bundle(tmp_path / "bundle", {"one": control("good")}, (3,))
+    path = root / "workloads" / "moe" / f"{DEFINITION}.jsonl"
+    path.write_bytes(path.read_bytes() + b'\n{"definition": "\xe9"}\n')
+    finished = run_script(root)
+    assert finished.returncode in (1, 2) and "Traceback" not in finished.stdout + finished.stderr
+    assert path.name in finished.stdout + finished.stderr
 
 
 def test_reference_that_hangs_ends(in_process, tmp_path):

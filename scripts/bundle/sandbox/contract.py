@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from flashinfer_bench.data import Definition, EvaluationStatus, Solution
 
 
-
 @dataclass(frozen=True)
 class Subject:
     """What is to be run: a solution or, with None, the definition's reference."""
