@@ -4,10 +4,11 @@ from dataclasses import replace
 from unittest import mock
 
 import pytest
-import torch
 from bundle.dataset.loading import load_dataset
 from bundle.runs.cpu_runner import build_baseline, cpu_benchmark, default_limits
 from bundle.runs.jobs import Job, evaluate
+from bundle.runs.trials import tensors_of
+from bundle.sandbox.changes import apply
 from bundle.sandbox.launcher import Launcher
 from flashinfer_bench.bench import Benchmark, BenchmarkConfig
 from flashinfer_bench.bench.evaluators import LowBitEvaluator, resolve_evaluator
@@ -97,9 +98,7 @@ def baseline(bundle):
     finally:
         launcher.close()
     call = trial.calls[-1]
-    number, index, value = call.change
-    tensors = [argument for argument in trial.inputs if isinstance(argument, torch.Tensor)]
-    tensors[number].view(-1)[index : index + len(value)] = value
+    apply(call.change, tensors_of(trial.inputs))
     return definition, [trial.inputs], [call.expected]
 
 
