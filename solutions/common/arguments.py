@@ -9,9 +9,8 @@ sizes and strides with those of another call in one compiled function. What diff
 is checked in Python, which then says what is wrong, if anything.
 """
 
-from functools import lru_cache, reduce
+from functools import lru_cache
 from numbers import Integral, Real
-from operator import or_
 from typing import NamedTuple
 
 import torch
@@ -32,8 +31,9 @@ class _Passed(NamedTuple):
     """Tensors that were right, but for their addresses."""
 
     geometry: Geometry
-    guards: object  # .check(*tensors): as those were, by torch._C._dynamo.guards.TensorGuards
+    num_tokens: int
     device: int | None  # index of the CUDA device, None on the CPU
+    guards: object  # .check(*tensors): as those were, by torch._C._dynamo.guards.TensorGuards
 
 
 _passed: dict[int, _Passed] = {}  # by the number of logits
@@ -89,17 +89,26 @@ def checked_scalars(local_expert_offset, routed_scaling_factor) -> tuple[int, fl
     return int(local_expert_offset), float(routed_scaling_factor)
 
 
-def check_arguments(geometry: Geometry, tensors: tuple, local_expert_offset: int) -> list[int]:
+def check_arguments(
+    geometry: Geometry, tensors: tuple, local_expert_offset: int
+) -> tuple[list[int], int, int | None]:
     """Check the nine tensors (inputs in the definition's order, then output) and the offset.
 
-    Returns the tensors' addresses. Raises TypeError for a wrong type or dtype and ValueError for a
-    wrong shape, stride, device, address or offset; the message names the argument, what was
-    expected and what was given.
+    Returns the tensors' addresses, the number of tokens, and the index of the CUDA device or None
+    for the CPU: what a call needs to know of them, as every look at a tensor takes its time.
+
+    Raises TypeError for a wrong type or dtype and ValueError for a wrong shape, stride, device,
+    address or offset; the message names the argument, what was expected and what was given.
     """
-    device = _check_layout(geometry, tensors)
+    logits = tensors[0]
+    passed = _passed.get(logits.numel()) if isinstance(logits, torch.Tensor) else None
+    if passed is None or passed.geometry is not geometry or not passed.guards.check(*tensors):
+        passed = _check_layout(geometry, tensors)
     addresses = [tensor.data_ptr() for tensor in tensors]
-    if reduce(or_, addresses) % ALIGNMENT:
+    a, b, c, d, e, f, g, h, i = addresses
+    if (a | b | c | d | e | f | g | h | i) % ALIGNMENT:
         _raise_misaligned(geometry, addresses)
+    device = passed.device
     if device is not None and device != torch._C._cuda_getDevice():
         raise ValueError(
             f"routing_logits: expected the current device cuda:{torch.cuda.current_device()}, "
@@ -110,7 +119,7 @@ def check_arguments(geometry: Geometry, tensors: tuple, local_expert_offset: int
         raise ValueError(
             f"local_expert_offset: expected a value in [0, {last}], got {local_expert_offset}"
         )
-    return addresses
+    return addresses, passed.num_tokens, device
 
 
 def checked_inputs(geometry: Geometry, inputs: tuple, output: torch.Tensor) -> tuple:
@@ -147,25 +156,23 @@ def refuse_capture(device: torch.device) -> None:
         )
 
 
-def _check_layout(geometry: Geometry, tensors: tuple) -> int | None:
-    """Check all but addresses; returns the index of the CUDA device, None on the CPU."""
-    logits = tensors[0]
-    if isinstance(logits, torch.Tensor):
-        passed = _passed.get(logits.numel())
-        if passed and passed.geometry is geometry and passed.guards.check(*tensors):
-            return passed.device
+def _check_layout(geometry: Geometry, tensors: tuple) -> _Passed:
+    """Check all but addresses, tensor by tensor, and remember what passed."""
     device = _check_each(geometry, tensors)
-    index = device.index if device.type == "cuda" else None
+    logits, index = tensors[0], device.index if device.type == "cuda" else None
+    guards = None
     if TensorGuards is not None:
         guards = TensorGuards(
             *tensors,
             dynamic_dims_sizes=[list(tensor.shape) for tensor in tensors],
             dynamic_dims_strides=[list(tensor.stride()) for tensor in tensors],
         )
+    passed = _Passed(geometry, logits.shape[0], index, guards)
+    if guards is not None:
         if len(_passed) >= MOST_GUARDS:
             _passed.clear()
-        _passed[logits.numel()] = _Passed(geometry, guards, index)
-    return index
+        _passed[logits.numel()] = passed
+    return passed
 
 
 def _check_each(geometry: Geometry, tensors: tuple) -> torch.device:

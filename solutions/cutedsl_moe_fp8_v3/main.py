@@ -13,7 +13,16 @@ from ..common.cutedsl.config import GemmConfig
 from ..common.cutedsl.layer import compiled_layer
 from ..common.geometry import DEEPSEEK_V3_EP8, Geometry
 
-_plan = lru_cache(compiled_layer)
+
+@lru_cache(maxsize=1024)
+def _plan(
+    geometry: Geometry, num_tokens: int, device: int | None, config: GemmConfig | None
+) -> tuple:
+    """The compiled layer, how many bytes of scratch memory it takes, and an empty tensor of bytes
+    on the device: its new_empty takes less time than torch.empty."""
+    size, layer = compiled_layer(geometry, num_tokens, device, config)
+    where = "cpu" if device is None else f"cuda:{device}"
+    return layer, size, torch.empty(0, dtype=torch.uint8, device=where)
 
 
 def moe(
@@ -26,19 +35,18 @@ def moe(
     Raises TypeError or ValueError for arguments that are not of this geometry, for tensors on the
     CPU, and for a geometry or a device that there are no kernels for.
     """
-    *tensors, offset, factor = inputs
-    offset, factor = checked_scalars(offset, factor)
-    *addresses, output_address = check_arguments(geometry, (*tensors, output), offset)
-    num_tokens, device = output.shape[0], output.device
+    offset, factor = checked_scalars(*inputs[8:])
+    addresses, num_tokens, device = check_arguments(geometry, (*inputs[:8], output), offset)
     if num_tokens == 0:
         return
-    require_cuda(device)
-    size, layer = _plan(geometry, num_tokens, device.index, config)
+    if device is None:
+        require_cuda(output.device)
+    layer, size, empty = _plan(geometry, num_tokens, device, config)
     # memory lives to the end of this function; whoever gets it next is behind us on the stream
-    scratch = torch.empty(size, dtype=torch.uint8, device=device)
+    scratch = empty.new_empty(size)
     layer(
-        *addresses, scratch.data_ptr(), output_address, num_tokens, offset, factor,
-        torch._C._cuda_getCurrentRawStream(device.index),
+        *addresses[:8], scratch.data_ptr(), addresses[8], num_tokens, offset, factor,
+        torch._C._cuda_getCurrentRawStream(device),
     )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ def tensors_of(seq_len: int = 6) -> list[torch.Tensor]:
     return [*tensors, torch.empty(shape, dtype=torch.bfloat16, device=DEVICE)]
 
 
-def check(tensors, offset: int = 8, geometry: Geometry = TOY) -> list[int]:
+def check(tensors, offset: int = 8, geometry: Geometry = TOY) -> tuple:
     return checks.check_arguments(geometry, tuple(tensors), offset)
 
 
@@ -36,10 +36,12 @@ def looked_at(monkeypatch) -> list:
     return marks
 
 
-def test_addresses_are_returned():
-    tensors = tensors_of()
-    for _ in range(2):
-        assert check(tensors) == [tensor.data_ptr() for tensor in tensors]
+def test_what_a_call_needs_is_returned():
+    for seq_len in (6, 7, 6):
+        tensors = tensors_of(seq_len)
+        addresses, num_tokens, device = check(tensors)
+        assert addresses == [tensor.data_ptr() for tensor in tensors]
+        assert num_tokens == seq_len and device == tensors[0].device.index
 
 
 @pytest.mark.skipif(checks.TensorGuards is None, reason="this PyTorch has no such guards")

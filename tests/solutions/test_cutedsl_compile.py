@@ -95,7 +95,9 @@ def test_launches(kernels):
         assert all(launch["launches"] == len(routing) + 1 for launch in kernel["launches"])
         chunks = -(-kernel["num_tokens"] // 16)
         shapes = [(launch["grid"], launch["block"], launch["cluster"]) for launch in routing]
-        if kernel["num_tokens"] <= 128:
+        if kernel["num_tokens"] <= 16:
+            assert shapes == [([1, 1, 1], [512, 1, 1], [1, 1, 1])]
+        elif kernel["num_tokens"] <= 128:
             assert shapes == [([8, 1, 1], [512, 1, 1], [8, 1, 1])]
         else:
             blocks = -(-chunks // 32)

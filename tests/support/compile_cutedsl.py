@@ -21,6 +21,7 @@ from solutions.common.cutedsl.layer import MoeLayer  # noqa: E402
 from solutions.common.geometry import DEEPSEEK_V3_EP8  # noqa: E402
 
 ROUTING_THREADS = {
+    "route_chunk": routing.CHUNK * routing.LANES,
     "route_few": routing.CHUNK * routing.LANES,
     "pick": routing.CHUNK * routing.LANES,
     "number": routing.NUMBER_WARPS * routing.LANES,
@@ -60,7 +61,7 @@ def main():
             **resources(usage, sass, INSTRUCTIONS),
             "code": fingerprints(compiled.artifacts.CUBIN, usage),
             "registers": max(int(count) for name, count in kernels if name == "kernel"),
-            "routing": [(routing_registers[name], n) for name, n in ROUTING_THREADS.items()],
+            "routing": [(n, ROUTING_THREADS[name]) for name, n in routing_registers.items()],
             "accumulator": places(layer.gemms.consumers.tiled_mma, config.num_warpgroups),
             "num_tokens": (num_tokens := 16 if config == FEW else 3000),
             "launches": launches(layer, compiled, num_tokens),

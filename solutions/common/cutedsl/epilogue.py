@@ -135,23 +135,32 @@ class SwapAbEpilogue:
         return largest
 
     @cute.jit
+    def row_weights(self, thread: Int32, tile: Tile, operands: GemmOperands) -> cute.Tensor:
+        """Combine weights of the tokens of the thread's sums: [c, j]."""
+        pairs = self.config.block_m // 8
+        weights = cute.make_rmem_tensor((2, pairs), Float32)
+        for j in cutlass.range_constexpr(pairs):
+            for c in cutlass.range_constexpr(2):
+                token = cutlass.min(8 * j + 2 * (thread % 4) + c, tile.rows - 1)
+                weights[c, j] = operands.row_weight[tile.row + token]
+        return weights
+
+    @cute.jit
     def write_rows(
         self, sums: cute.Tensor, own: Callable, thread: Int32, tile: Tile, final: cute.Tensor,
-        barrier, operands: GemmOperands,
+        weights: cute.Tensor, barrier, operands: GemmOperands,
     ):  # fmt: skip
         """GEMM2: R columns of every token's row of y, times its combine weight, in bf16.
 
-        own: takes `sums` to the places of the thread's own, in the order of `final`.
+        own: takes `sums` to the places of the thread's own, in the order of `final`. weights: of
+        `row_weights`.
         """
         n, r, h = self.config.block_m, self.config.block_n, self.geometry.hidden_size
-        weights = operands.row_weight + tile.row
         for j in cutlass.range_constexpr(n // 8):
             for c in cutlass.range_constexpr(2):
-                token = 8 * j + 2 * (thread % 4) + c
-                weight = weights[cutlass.min(token, tile.rows - 1)]
                 for half in cutlass.range_constexpr(2):
                     for m in cutlass.range_constexpr(cute.size(final, mode=[1])):
-                        final[(c, half, j), m, 0] *= weight
+                        final[(c, half, j), m, 0] *= weights[c, j]
         rounded = cute.make_rmem_tensor(final.shape, BFloat16)
         rounded.store(final.load().to(BFloat16))
         cute.autovec_copy(rounded, own(sums))

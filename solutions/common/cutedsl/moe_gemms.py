@@ -81,16 +81,16 @@ class WeightBoxes(NamedTuple):
 @cute.jit
 def load_weights(
     atom: cute.CopyAtom, boxes: tuple, slots: cute.Tensor, index: Int32, barrier: cute.Pointer,
-    multicast: Int32, cluster: cutlass.Constexpr,
+    multicast: Int32, cluster: cutlass.Constexpr, policy=None,
 ):  # fmt: skip
     """By all lanes of a warp: the boxes of a tile's weights, one per block of the cluster, into
     slot number `index`.
 
     multicast: whether the other blocks want the same weights (1). Then each block loads its box
-    into all of them, else all boxes into itself.
+    into all of them, else all boxes into itself. policy: of the L2 cache, Int64.
     """
     if cutlass.const_expr(cluster == 1):
-        cute.copy(atom, boxes[0], slots[None, 0, index], tma_bar_ptr=barrier)
+        cute.copy(atom, boxes[0], slots[None, 0, index], tma_bar_ptr=barrier, cache_policy=policy)
     else:
         rank = block_rank(cluster)
         receivers = Int16(select(multicast == 1, 2**cluster - 1, Int32(1) << rank))
@@ -98,7 +98,7 @@ def load_weights(
             if multicast == 0 or rank == part:
                 cute.copy(
                     atom, boxes[part], slots[None, part, index], tma_bar_ptr=barrier,
-                    mcast_mask=receivers,
+                    mcast_mask=receivers, cache_policy=policy,
                 )  # fmt: skip
 
 
@@ -207,6 +207,8 @@ class MoeGemms:
         self.geometry = geometry
         self.config = config
         self.num_blocks = num_sms - num_sms % config.cluster
+        # a launch with clusters of one block would take the host longer than one without
+        self.cluster = (config.cluster, 1, 1) if config.cluster > 1 else None
         self.consumers = consumers(geometry, config)
         self.threads = 32 * PRODUCER_WARPS + self.consumers.threads
         weight_tiles = (
@@ -255,7 +257,7 @@ class MoeGemms:
         token_loads = self.tokens.token_loads(scratch.act, scratch.act_scale, act_rows)
         self.shared = self.storage()
         self.kernel(loads, self.consumers.tiled_mma(), operands, token_loads).launch(
-            grid=(self.num_blocks, 1, 1), cluster=(self.config.cluster, 1, 1),
+            grid=(self.num_blocks, 1, 1), cluster=self.cluster,
             block=(self.threads, 1, 1), min_blocks_per_mp=1, stream=stream, use_pdl=True,
         )  # fmt: skip
 

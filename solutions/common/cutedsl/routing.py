@@ -7,10 +7,10 @@ numbers a chunk's rows: it turns the masks, a lane per token, into *words*, a la
 one bit per token, by ballots; a row's number is then its expert's first row in the chunk plus the
 bits below its own.
 
-The first rows come from the counts of all chunks. Up to 128 tokens, the chunks are the blocks of
-one cluster and send each other their counts: a single kernel. More tokens take two: `pick`
-writes masks, weights and counts, and `number` reads the counts of all chunks in every block. No
-atomics; the result is that of ..routing, but for the last bits of the weights.
+The first rows come from the counts of all chunks. Up to 16 tokens there is one chunk; up to 128,
+the chunks are the blocks of one cluster and send each other their counts. More tokens take two
+kernels: `pick` writes masks, weights and counts, and `number` reads the counts of all chunks in
+every block. No atomics; the result is that of ..routing, but for the last bits of the weights.
 
 Global tensors:
   logits [T, 256] fp32             bias [256] bf16
@@ -18,8 +18,8 @@ Global tensors:
   token_rows [T, 8] int32          counters [COUNTERS] int32 (zeroed)
   masks [T] int32                  weights [T, 8] fp32            counts [chunks, E] int32 (scratch)
 
-Blocks: route_few and pick 512 threads with about 54 registers each, number 1024 with as many;
-shared memory 2 kB, 64 B and 13 kB.
+Blocks: route_chunk, route_few and pick 512 threads with about 54 registers each, number 1024 with
+as many; shared memory 2 kB, 2 kB, 64 B and 13 kB.
 """
 
 from __future__ import annotations
@@ -272,7 +272,13 @@ class RoutePermute:
     ):
         """Launch. inputs: only routing_logits and routing_bias are read."""
         logits, bias = inputs.routing_logits, inputs.routing_bias
-        if num_tokens <= FEW_TOKENS:
+        if num_tokens <= CHUNK:
+            self.route_chunk(
+                logits, bias, rows, num_tokens, local_expert_offset, routed_scaling_factor
+            ).launch(
+                grid=(1, 1, 1), block=(CHUNK * LANES, 1, 1), min_blocks_per_mp=1, stream=stream
+            )
+        elif num_tokens <= FEW_TOKENS:
             self.route_few(
                 logits, bias, rows, num_tokens, local_expert_offset, routed_scaling_factor
             ).launch(
@@ -296,6 +302,19 @@ class RoutePermute:
     # -------------------------------------------------------------------------------- few tokens
 
     @cute.kernel
+    def route_chunk(
+        self,
+        logits: cute.Pointer,
+        bias: cute.Pointer,
+        rows: Rows,
+        num_tokens: Int32,
+        local_expert_offset: Int32,
+        routed_scaling_factor: Float32,
+    ):
+        """All tokens in one block, without a cluster's barriers, which take a microsecond."""
+        self.route(1, logits, bias, rows, num_tokens, local_expert_offset, routed_scaling_factor)
+
+    @cute.kernel
     def route_few(
         self,
         logits: cute.Pointer,
@@ -306,12 +325,22 @@ class RoutePermute:
         routed_scaling_factor: Float32,
     ):
         """Block b of the cluster is chunk b: as many tokens as give every block its share."""
+        self.route(
+            CLUSTER, logits, bias, rows, num_tokens, local_expert_offset, routed_scaling_factor
+        )
+
+    @cute.jit
+    def route(
+        self, cluster: cutlass.Constexpr, logits: cute.Pointer, bias: cute.Pointer, rows: Rows,
+        num_tokens: Int32, local_expert_offset: Int32, routed_scaling_factor: Float32,
+    ):  # fmt: skip
+        """By all threads of a cluster of so many blocks."""
         arch.griddepcontrol_launch_dependents()
 
         @cute.struct
         class Shared:
             masks: cute.struct.MemRange[Int32, LANES]
-            counts: cute.struct.MemRange[Int32, CLUSTER * LANES]
+            counts: cute.struct.MemRange[Int32, cluster * LANES]
             weights: cute.struct.Align[cute.struct.MemRange[Float32, TOP_K * LANES], 16]
 
         shared = SmemAllocator().allocate(Shared)
@@ -321,9 +350,10 @@ class RoutePermute:
         block, _, _ = arch.block_idx()
         warp = arch.make_warp_uniform(arch.warp_idx())
         lane = arch.lane_idx()
-        # nobody may write into a block's shared memory before it runs
-        arch.cluster_arrive_relaxed()
-        chunk = cute.ceil_div(num_tokens, CLUSTER)
+        if cutlass.const_expr(cluster > 1):
+            # nobody may write into a block's shared memory before it runs
+            arch.cluster_arrive_relaxed()
+        chunk = cute.ceil_div(num_tokens, cluster)
         first_token = block * chunk
         size = cutlass.min(chunk, num_tokens - first_token)
         if block == 0 and thread < COUNTERS:
@@ -333,27 +363,31 @@ class RoutePermute:
                 logits + (first_token + warp) * (LANES * LANE_EXPERTS), bias, masks + warp,
                 weights + warp * TOP_K, local_expert_offset, routed_scaling_factor,
             )  # fmt: skip
-        arch.cluster_wait()
+        if cutlass.const_expr(cluster > 1):
+            arch.cluster_wait()
         arch.sync_threads()
         mask = Int32(0)
         if lane < size:
             mask = _load(masks + lane)
         word = words_of(mask)
-        if warp < CLUSTER:
-            # warp w tells block w
-            remote = arch.map_dsmem_ptr(counts + block * LANES + lane, warp)
-            arch.inline_ptx(
-                "st.shared::cluster.s32 [{$r0}], {$r1};",
-                read_only_args=[remote.toint(), arch.popc(word)],
-            )
-        arch.cluster_arrive()
-        arch.cluster_wait()
+        total, before = arch.popc(word), Int32(0)
+        if cutlass.const_expr(cluster > 1):
+            if warp < cluster:
+                # warp w tells block w
+                remote = arch.map_dsmem_ptr(counts + block * LANES + lane, warp)
+                arch.inline_ptx(
+                    "st.shared::cluster.s32 [{$r0}], {$r1};",
+                    read_only_args=[remote.toint(), total],
+                )
+            arch.cluster_arrive()
+            arch.cluster_wait()
         if warp == 0:
-            total, before = Int32(0), Int32(0)
-            for other in cutlass.range_constexpr(CLUSTER):
-                count = _load(counts + other * LANES + lane)
-                total = total + count
-                before = before + select(other < block, count, 0)
+            if cutlass.const_expr(cluster > 1):
+                total = Int32(0)
+                for other in cutlass.range_constexpr(cluster):
+                    count = _load(counts + other * LANES + lane)
+                    total = total + count
+                    before = before + select(other < block, count, 0)
             end = sum_up_to_lane(total)
             if block == 0:
                 self.store_offsets(rows.expert_offsets, end)

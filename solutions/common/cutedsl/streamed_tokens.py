@@ -20,6 +20,10 @@ from .ring import Ring, consumer_state, producer_state
 from .roles import Role
 from .tile_scheduler import END, GEMM1, QUEUE_SLOTS, Tile, next_tile
 
+# what createpolicy.fractional gives for L2::evict_first and L2::evict_normal, of all accesses
+EVICT_FIRST, EVICT_NORMAL = 0x12F0000000000000, 0x1000000000000000
+EVICTING_EXPERTS = 7  # at most, of 44 MB of weights each
+
 
 class StreamedTokens:
     """See the module's docstring; a `TokenProducer`."""
@@ -62,16 +66,17 @@ class StreamedTokens:
     ):  # fmt: skip
         """Warp 0 loads weights, the others tokens."""
         if thread < 32:
-            self.stream_weights(block, loads)
+            self.stream_weights(block, loads, operands)
         else:
             self.load_tokens(block, thread - 32, operands)
 
     # ------------------------------------------------------------------------------- weight warp
 
     @cute.jit
-    def stream_weights(self, block: Block, loads: WeightLoads):
+    def stream_weights(self, block: Block, loads: WeightLoads, operands: GemmOperands):
         """Stream the weight boxes of the tiles into the ring; never waits for activations."""
         g = self.geometry
+        policy = self.cache_policy(operands.expert_offsets)
         boxes = self.consumers.weight_boxes(block.shared, loads)
         state, tile_state = producer_state(self.config.num_stages), consumer_state(QUEUE_SLOTS)
         tile = next_tile(block.queue, tile_state)
@@ -79,24 +84,48 @@ class StreamedTokens:
         while tile.gemm != END:
             if tile.gemm == GEMM1:
                 for k in cutlass.range(g.hidden_size // BLOCK_K, unroll=1):
-                    self.load_slot(block, state, tile, loads.atom1, boxes.boxes1, boxes.slots1, k)
+                    self.load_slot(
+                        block, state, tile, loads.atom1, boxes.boxes1, boxes.slots1, k, policy
+                    )
                     state.advance()
             else:
                 for k in cutlass.range(g.intermediate_size // BLOCK_K, unroll=1):
-                    self.load_slot(block, state, tile, loads.atom2, boxes.boxes2, boxes.slots2, k)
+                    self.load_slot(
+                        block, state, tile, loads.atom2, boxes.boxes2, boxes.slots2, k, policy
+                    )
                     state.advance()
             tile = next_tile(block.queue, tile_state)
             tile_state.advance()
 
     @cute.jit
-    def load_slot(self, block: Block, state, tile: Tile, atom, boxes, slots, k: Int32):
+    def load_slot(
+        self, block: Block, state, tile: Tile, atom, boxes, slots, k: Int32, policy: Int64
+    ):
         """One slot's weights; see `WeightBoxes`."""
         cluster = self.config.cluster
         barrier = self.expect_weights(block.ring, state)
         sources = [
             boxes[None, k, tile.n_block * cluster + part, tile.expert] for part in range(cluster)
         ]
-        load_weights(atom, sources, slots, state.index, barrier, tile.multicast, cluster)
+        load_weights(atom, sources, slots, state.index, barrier, tile.multicast, cluster, policy)
+
+    @cute.jit
+    def cache_policy(self, expert_offsets: cute.Pointer) -> Int64:
+        """By all lanes of a warp: how the L2 cache is to treat the weights.
+
+        Where few experts have rows and every weight is read once, the weights give way to each
+        other: what else the cache holds need not be written back on their account. With more
+        weights it is written back anyway, and the hint costs time.
+        """
+        experts = self.geometry.num_local_experts
+        offsets = cute.make_tensor(expert_offsets, cute.make_layout(experts + 1))
+        expert = cutlass.min(cute.arch.lane_idx(), experts - 1)
+        rows = offsets[expert + 1] - offsets[expert]
+        counted = (rows > 0) & (cute.arch.lane_idx() < experts)
+        active = cute.arch.popc(cute.arch.vote_ballot_sync(counted))
+        once = cute.arch.vote_ballot_sync(rows > self.config.block_m) == 0
+        few = (active <= EVICTING_EXPERTS) & once
+        return Int64(cutlass.select_(few, Int64(EVICT_FIRST), Int64(EVICT_NORMAL)))
 
     @cute.jit
     def expect_weights(self, ring: Ring, state) -> cute.Pointer:

@@ -33,6 +33,7 @@ from .consumers import WgmmaConsumers
 CHAINS_IN_TURN = 4  # wgmma chains between two points without a wgmma in flight
 SLOTS_AHEAD = 6  # of weights that a block prefetches: 13 MB in all with 128 weight rows, 3 us
 AHEAD_FROM = 8  # tokens: with fewer, most experts have none
+EARLY_WEIGHTS = 16  # tokens of a tile whose combine weights wait in registers for the sums
 
 
 class SwapAb(WgmmaConsumers):
@@ -93,11 +94,17 @@ class SwapAb(WgmmaConsumers):
                 )
                 self.epilogue.write_activation(sums, maxima, thread, tile, final, barrier, operands)
             else:
+                if cutlass.const_expr(n <= EARLY_WEIGHTS):
+                    row_weights = self.epilogue.row_weights(thread, tile, operands)
                 state = self.multiply(
                     block, state, tiled_mma, a, b, final, g.intermediate_size // BLOCK_K, False
                 )
+                if cutlass.const_expr(n > EARLY_WEIGHTS):
+                    row_weights = self.epilogue.row_weights(thread, tile, operands)
                 own = tiled_mma.get_slice(thread).partition_C
-                self.epilogue.write_rows(sums, own, thread, tile, final, barrier, operands)
+                self.epilogue.write_rows(
+                    sums, own, thread, tile, final, row_weights, barrier, operands
+                )
             tile = next_tile(block.queue, tile_state)
             tile_state.advance()
 
