@@ -9,11 +9,11 @@ from typing import NamedTuple
 import torch
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from ..common.arguments import checked_inputs, require_cuda
+from ..common.arguments import check_arguments, checked_scalars, require_cuda
 from ..common.geometry import DEEPSEEK_V3_EP8, Geometry, max_rows
-from ..common.triton_stages.combine import combine
-from ..common.triton_stages.launch import INTERPRETING, Launch, Launcher, addresses
-from ..common.triton_stages.routing import route, routing_buffers
+from ..common.triton_stages.combine import prepare_combine
+from ..common.triton_stages.launch import INTERPRETING, Launch, Launcher
+from ..common.triton_stages.routing import Router, prepare_route, routing_buffers
 from ..common.workspace import Workspace
 from .grouped_gemm import gemm1_swiglu_kernel, gemm2_weighted_kernel
 from .tiles import Tile, Tiles, tiles_for
@@ -69,18 +69,23 @@ def _weight_descriptor(weights: torch.Tensor, block: int) -> TensorDescriptor:
 
 
 class Plan(NamedTuple):
-    """What a call needs besides its arguments: memory and the launches of the GEMMs."""
+    """What a call needs besides its arguments: memory and the launches."""
 
+    device: torch.device
     workspace: Workspace  # routing's buffers, then act, act_scale, y and GEMM1's halves
-    num_counters: int  # one per tile of GEMM1 if its K may be halved
     max_rows: int
+    route: Router
     gemm1: Launch
     gemm2: Launch
+    combine: Launch
 
 
 @lru_cache(maxsize=1024)
-def _plan(geometry: Geometry, tiles: Tiles, num_tokens: int, device: torch.device) -> Plan:
-    """Buffers as in grouped_gemm.py; persistent programs, or fewer if tiles cannot be as many."""
+def _plan(geometry: Geometry, tiles: Tiles | None, num_tokens: int, index: int | None) -> Plan:
+    """Buffers as in grouped_gemm.py; persistent programs, or fewer if tiles cannot be as many.
+    index: of the CUDA device, None for the CPU."""
+    device = torch.device("cpu" if index is None else f"cuda:{index}")
+    tiles = tiles or tiles_for(num_tokens, device)
     rows, h, i = max_rows(geometry, num_tokens), geometry.hidden_size, geometry.intermediate_size
     block, sms, pdl = geometry.block, _num_sms(device), not INTERPRETING
 
@@ -100,9 +105,11 @@ def _plan(geometry: Geometry, tiles: Tiles, num_tokens: int, device: torch.devic
     )
     shape = h, i, geometry.num_local_experts, block
     return Plan(
+        device,
         workspace,
-        halved,
         rows,
+        # a counter per tile of GEMM1 if its K may be halved
+        prepare_route(geometry, num_tokens, halved, pdl),
         _gemm1.prepare(
             (min(sms * gemm1.programs_per_sm, tiles1 + halved), 1, 1),
             (*shape, gemm1.block_t, gemm1.swap_ab, gemm1.halves, gemm1.num_stages, pdl),
@@ -115,6 +122,7 @@ def _plan(geometry: Geometry, tiles: Tiles, num_tokens: int, device: torch.devic
             num_warps=gemm2.num_warps,
             launch_pdl=pdl,
         ),
+        prepare_combine(num_tokens, h, geometry.top_k, False, pdl),
     )
 
 
@@ -128,32 +136,34 @@ def moe(
     Raises TypeError or ValueError for arguments that are not of this geometry, and for tensors on
     the CPU unless Triton's interpreter runs the kernels.
     """
-    inputs = checked_inputs(geometry, inputs, output)
-    logits, bias, hidden, hidden_scale, w1, w1_scale, w2, w2_scale, offset, factor = inputs
-    num_tokens, block = hidden.shape[0], geometry.block
+    offset, factor = checked_scalars(*inputs[8:])
+    tensors = *inputs[:8], output
+    found, num_tokens, device = check_arguments(geometry, tensors, offset)
     if num_tokens == 0:
         return
-    pdl = not INTERPRETING
-    if pdl:
-        require_cuda(hidden.device)
-    tiles = tiles or tiles_for(num_tokens, hidden.device)
-    plan = _plan(geometry, tiles, num_tokens, hidden.device)
+    if device is None and not INTERPRETING:
+        require_cuda(output.device)
+    plan = _plan(geometry, tiles, num_tokens, device)
     # memory lives to the end of this function; whoever gets it next is behind us on the stream
-    _memory, buffers = plan.workspace.allocate(hidden.device)
+    _memory, buffers = plan.workspace.allocate(plan.device)
     *routing_part, act, act_scale, y, halves = buffers
 
-    routing = route(geometry, logits, bias, offset, factor, routing_part, plan.num_counters, pdl)
-    expert_offsets, row_token, row_weight, token_rows, counters = routing
-    hidden, hidden_scale, w1_scale, w2_scale = addresses(hidden, hidden_scale, w1_scale, w2_scale)
+    # what launches take for tensors at less host time; Triton's interpreter needs the tensors
+    arguments = tensors if INTERPRETING else found
+    logits, bias, hidden, hidden_scale, _, w1_scale, _, w2_scale, target = arguments
+    w1, w2 = inputs[4], inputs[6]
+    expert_offsets, row_token, row_weight, token_rows, counters = plan.route(
+        logits, bias, offset, factor, routing_part
+    )
     plan.gemm1(
-        hidden, hidden_scale, _weight_descriptor(w1, block), w1_scale, expert_offsets, row_token,
-        act, act_scale, halves, counters, num_tokens, plan.max_rows,
+        hidden, hidden_scale, _weight_descriptor(w1, geometry.block), w1_scale, expert_offsets,
+        row_token, act, act_scale, halves, counters, num_tokens, plan.max_rows,
     )  # fmt: skip
     plan.gemm2(
-        act, act_scale, _weight_descriptor(w2, block), w2_scale, expert_offsets, row_weight, y,
-        plan.max_rows,
+        act, act_scale, _weight_descriptor(w2, geometry.block), w2_scale, expert_offsets,
+        row_weight, y, plan.max_rows,
     )  # fmt: skip
-    combine(y, token_rows, geometry.top_k, output, pdl)
+    plan.combine(y, token_rows, None, target)
 
 
 def run(

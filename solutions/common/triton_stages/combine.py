@@ -63,12 +63,15 @@ def combine(
     token_rows lists them from the left, then -1. They are added in fp32 in that order, which is
     ascending; a token without rows gets zeros. With pdl, y is awaited with griddepcontrol.wait.
     """
-    launch = _launch(*output.shape, top_k, row_weight is not None, pdl)
+    launch = prepare_combine(*output.shape, top_k, row_weight is not None, pdl)
     launch(y, token_rows, row_weight, *addresses(output))
 
 
 @lru_cache(maxsize=1024)
-def _launch(num_tokens: int, hidden_size: int, top_k: int, weighted: bool, pdl: bool) -> Launch:
+def prepare_combine(
+    num_tokens: int, hidden_size: int, top_k: int, weighted: bool, pdl: bool
+) -> Launch:
+    """The launch of `combine`: it takes y, token_rows, row_weight or None, and output's address."""
     block_h = 1024
     return _combine.prepare(
         (num_tokens, -(-hidden_size // block_h), 1),

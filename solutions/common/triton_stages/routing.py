@@ -21,7 +21,7 @@ import triton.language as tl
 from triton.language.extra import libdevice
 
 from ..geometry import Geometry, max_aligned_rows
-from .launch import Launcher, addresses
+from .launch import Launch, Launcher, addresses
 
 INTERPRETING = tl.constexpr(triton.knobs.runtime.interpret)
 
@@ -376,20 +376,38 @@ def route(
     kernel launched next start early; that kernel must then wait for this one
     (griddepcontrol.wait) before it reads the result.
     """
-    num_tokens = routing_logits.shape[0]
-    select, permute, programs = _launches(geometry, num_tokens, row_alignment, pdl)
-    *routing, block_counts, picked, weight = buffers
-    select(
-        *addresses(routing_logits, routing_bias), block_counts, picked, weight, num_tokens,
-        local_expert_offset, routed_scaling_factor,
-    )  # fmt: skip
-    permute(block_counts, picked, weight, *routing, num_tokens, programs, num_counters)
-    return Routing(*routing)
+    router = prepare_route(
+        geometry, routing_logits.shape[0], num_counters, pdl=pdl, row_alignment=row_alignment
+    )
+    logits, bias = addresses(routing_logits, routing_bias)
+    return router(logits, bias, local_expert_offset, routed_scaling_factor, buffers)
+
+
+class Router(NamedTuple):
+    """The launches of `route`, prepared for a number of tokens."""
+
+    select: Launch
+    permute: Launch
+    num_tokens: int
+    programs: int
+    num_counters: int
+
+    def __call__(self, logits, bias, offset: int, factor: float, buffers: list) -> Routing:
+        """As `route`; logits and bias are what `addresses` gives of the tensors."""
+        *routing, block_counts, picked, weight = buffers
+        self.select(logits, bias, block_counts, picked, weight, self.num_tokens, offset, factor)
+        self.permute(
+            block_counts, picked, weight, *routing, self.num_tokens, self.programs,
+            self.num_counters,
+        )  # fmt: skip
+        return Routing(*routing)
 
 
 @lru_cache(maxsize=1024)
-def _launches(geometry: Geometry, num_tokens: int, row_alignment: int, pdl: bool) -> tuple:
-    """select and permute for T tokens, and how many programs each has."""
+def prepare_route(
+    geometry: Geometry, num_tokens: int, num_counters: int, pdl: bool, row_alignment: int = 1
+) -> Router:
+    """For `num_tokens` tokens, at less host time a call; the arguments are those of `route`."""
     experts, top_k = geometry.num_local_experts, geometry.top_k
     block = blocks_for(num_tokens)
     programs = -(-num_tokens // block.tokens)
@@ -405,4 +423,4 @@ def _launches(geometry: Geometry, num_tokens: int, row_alignment: int, pdl: bool
         num_warps=4,
         launch_pdl=pdl,
     )
-    return select, permute, programs
+    return Router(select, permute, num_tokens, programs, num_counters)
