@@ -64,6 +64,19 @@ def expected_tiles(counts, most_rows, row_block, n_blocks1, n_blocks2, panel, ev
                     yield gemm, expert, n_block, row, padded, rows, tiles * n_blocks1, 0
 
 
+@pytest.mark.parametrize("experts", [8, 32])
+def test_few_weights(warp, experts):
+    rng, found = np.random.default_rng(experts), []
+    for _ in range(300):
+        counts = np.zeros(experts, int)
+        active = rng.choice(experts, rng.integers(0, 9), replace=False)
+        counts[active] = rng.integers(1, 18, len(active))
+        offsets = np.concatenate([[0], np.cumsum(counts)])
+        found.append(bool(tile_scheduler.few_weights(offsets, experts, 16)))
+        assert found[-1] == (len(active) <= tile_scheduler.FEW_EXPERTS and max(counts) <= 16)
+    assert any(found) and not all(found)
+
+
 def listed_tiles(counts, *shape):
     offsets = np.concatenate([[0], np.cumsum(counts)])
     tiles = TileList.load(offsets, len(counts), *shape)

@@ -18,11 +18,10 @@ from .moe_gemms import TOKEN_WARPS, Block, MoeGemms, WeightLoads, load_weights
 from .operands import Buffer, GemmOperands
 from .ring import Ring, consumer_state, producer_state
 from .roles import Role
-from .tile_scheduler import END, GEMM1, QUEUE_SLOTS, Tile, next_tile
+from .tile_scheduler import END, GEMM1, QUEUE_SLOTS, Tile, few_weights, next_tile
 
 # what createpolicy.fractional gives for L2::evict_first and L2::evict_normal, of all accesses
 EVICT_FIRST, EVICT_NORMAL = 0x12F0000000000000, 0x1000000000000000
-EVICTING_EXPERTS = 7  # at most, of 44 MB of weights each
 
 
 class StreamedTokens:
@@ -119,12 +118,7 @@ class StreamedTokens:
         """
         experts = self.geometry.num_local_experts
         offsets = cute.make_tensor(expert_offsets, cute.make_layout(experts + 1))
-        expert = cutlass.min(cute.arch.lane_idx(), experts - 1)
-        rows = offsets[expert + 1] - offsets[expert]
-        counted = (rows > 0) & (cute.arch.lane_idx() < experts)
-        active = cute.arch.popc(cute.arch.vote_ballot_sync(counted))
-        once = cute.arch.vote_ballot_sync(rows > self.config.block_m) == 0
-        few = (active <= EVICTING_EXPERTS) & once
+        few = few_weights(offsets, experts, self.config.block_m)
         return Int64(cutlass.select_(few, Int64(EVICT_FIRST), Int64(EVICT_NORMAL)))
 
     @cute.jit

@@ -45,11 +45,25 @@ COUNTERS = 64  # Int32 words in global memory, zero at first
 QUEUE_SLOTS = 2
 PANEL_ROWS = 9000  # of all experts, from which on GEMM2 takes its weight tiles panel by panel
 RECORD = 8  # Int32 words of a tile record in shared memory
+FEW_EXPERTS = 7  # active ones whose weights, 44 MB each, are few: see `few_weights`
 
 
 def padded(rows: Int32, row_block: int) -> Int32:
     """Rows of an expert whose rows are padded to whole blocks of row_block rows."""
     return (rows + (row_block - 1)) // row_block * row_block
+
+
+def few_weights(offsets: cute.Tensor, experts: int, most_rows: int):
+    """Whether at most FEW_EXPERTS experts have rows, and none more than a tile takes, most_rows: then
+    little is read, and every weight once. By all lanes of a warp; offsets int32 [experts + 1].
+
+    The number is measured (docs/2026-11-25-cutedsl-small.md).
+    """
+    lane = arch.lane_idx()
+    expert = select(lane < experts, lane, experts - 1)
+    rows = select(lane < experts, offsets[expert + 1] - offsets[expert], 0)
+    active = arch.popc(arch.vote_ballot_sync(rows > 0))
+    return (active <= FEW_EXPERTS) & (arch.vote_ballot_sync(rows > most_rows) == 0)
 
 
 @dataclass(frozen=True)
