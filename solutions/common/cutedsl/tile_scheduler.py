@@ -54,7 +54,7 @@ def padded(rows: Int32, row_block: int) -> Int32:
 
 
 def few_weights(offsets: cute.Tensor, experts: int, most_rows: int):
-    """Whether at most FEW_EXPERTS experts have rows, and none more than a tile takes, most_rows: then
+    """Whether at most FEW_EXPERTS experts have rows, and none more than a tile's most_rows:
     little is read, and every weight once. By all lanes of a warp; offsets int32 [experts + 1].
 
     The number is measured (docs/2026-11-25-cutedsl-small.md).
