@@ -185,7 +185,12 @@ def test_small_configurations_in_the_emulator():
 
 
 def test_pairs_in_the_emulator():
-    (fact,) = emulated({"config": -1, "tokens": 513, "local": 0, **WIDE})
+    """Both, and the kernel that chooses; each with an expert that has two token tiles."""
+    *_, fact = emulated(
+        {"config": 3, "tokens": 70, "hot": 7, "local": 0, **WIDE},
+        {"config": 4, "tokens": 300, "hot": 7, "local": 0, **WIDE},
+        {"config": -1, "tokens": 513, "local": 0, **WIDE},
+    )
     assert fact["chosen"] == 3
 
 

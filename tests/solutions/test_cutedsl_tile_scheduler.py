@@ -11,7 +11,14 @@ import pytest
 
 cutlass = pytest.importorskip("cutlass")
 from solutions.common.cutedsl import adaptive_gemms, device, tile_scheduler  # noqa: E402
-from solutions.common.cutedsl.config import SM_90, candidates_for, choose  # noqa: E402
+from solutions.common.cutedsl.config import (  # noqa: E402
+    CONFIGS,
+    CONFIGS_100,
+    SM_90,
+    SM_100,
+    candidates_for,
+    choose,
+)
 from solutions.common.cutedsl.tile_scheduler import END, GEMM1, GEMM2, Tile, TileList  # noqa: E402
 
 
@@ -44,7 +51,7 @@ def warp(monkeypatch):
         monkeypatch.setattr(module, "select", np.where)
 
 
-def expected_tiles(counts, most_rows, row_block, n_blocks1, n_blocks2, panel, even=False):
+def expected_tiles(counts, most_rows, row_block, n_blocks1, n_blocks2, panel, even=False, step=1):
     """Every tile once, in the documented order."""
     first = np.concatenate([[0], np.cumsum(counts)])
     place = np.concatenate([[0], np.cumsum(-(-np.asarray(counts) // row_block) * row_block)])
@@ -55,7 +62,9 @@ def expected_tiles(counts, most_rows, row_block, n_blocks1, n_blocks2, panel, ev
     for gemm, n_blocks in passes:
         for expert, count in enumerate(counts):
             tiles = -(-count // most_rows)
-            tile_rows = -(-count // tiles) if even and tiles else most_rows
+            tile_rows = most_rows
+            if even and tiles:
+                tile_rows = -(-count // (tiles * step)) * step
             for n_block in n_blocks:
                 for nth in range(tiles)[:: -1 if (n_block - n_blocks[0]) % 2 else 1]:
                     rows = min(tile_rows, count - nth * tile_rows)
@@ -97,8 +106,8 @@ def test_ragged_distributions(warp, monkeypatch, experts):
         counts = rng.integers(0, rng.choice([2, 20, 300]), experts) * rng.integers(0, 2, experts)
         panel, panels = (int(rng.integers(1, 4)) for _ in range(2))
         tile_rows, row_block = int(rng.choice([16, 64, 128])), int(rng.choice([1, 64]))
-        even = bool(rng.integers(2))
-        shape = (tile_rows, row_block, int(rng.integers(1, 5)), panel * panels, panel, even)
+        spread = bool(rng.integers(2)), int(rng.choice([1, 16]))
+        shape = (tile_rows, row_block, int(rng.integers(1, 5)), panel * panels, panel, *spread)
         assert list(listed_tiles(counts, *shape)) == list(expected_tiles(counts, *shape)), counts
 
 
@@ -143,11 +152,11 @@ def test_device_and_host_choose_alike(warp):
     for _ in range(300):
         rows = rng.poisson(rng.choice([1, 5, 20, 60, 100, 150, 300, 3000]), 32)
         rows = rows * (rng.random(32) < rng.random())
-        for _, candidates in SM_90:
+        for _, candidates in (*SM_90, *SM_100):
             number = int(adaptive_gemms.cheapest(candidates, rows))
             assert candidates[number].config == choose(candidates, rows.tolist())
             chosen.add(candidates[number].config)
-    assert len(chosen) == sum(len(candidates) for _, candidates in SM_90)
+    assert chosen == {*CONFIGS, *CONFIGS_100}
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,16 @@ import os
 import shutil
 
 import pytest
+import torch
 from child import run_child
 
 pytest.importorskip("cutlass")
 pytest.importorskip("tvm_ffi")
 
-from solutions.common.cutedsl.config import CONFIGS
-from solutions.common.cutedsl.sm90.padded_gemm import TILES
+from conftest import HAS_CUDA
+
+from solutions.common.cutedsl.config import CONFIGS, CONFIGS_100
+from solutions.common.cutedsl.padded_gemm import KERNELS
 
 SANITIZER = shutil.which("compute-sanitizer")
 CLEAN = {
@@ -19,9 +22,11 @@ CLEAN = {
     "synccheck": "ERROR SUMMARY: 0 errors",
     "racecheck": "RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)",
 }
+BACKEND = 100 if HAS_CUDA and torch.cuda.get_device_capability()[0] == 10 else 90
 CASES = (
-    *[f"layer {number}" for number in (*range(len(CONFIGS)), "choice")],
-    *[f"padded {number}" for number in range(len(TILES))],
+    *[f"layer {n}" for n in range(len(CONFIGS if BACKEND == 90 else CONFIGS_100))],
+    "layer choice",
+    *[f"padded {n}" for n in range(len(KERNELS[BACKEND].TILES))],
 )
 
 

@@ -1,8 +1,8 @@
 """Calls kernels of the bundle's in one shipped configuration, for compute-sanitizer.
 
-Arguments: "layer" and a number of CONFIGS, or "choice" for the one that the device chooses, for
-cutedsl_moe_fp8_v3; "padded" and a number of the architecture's tiles for the GEMM of v1 and v2;
-"toy" and a name of LAYERS for the other solutions, with kernels in Triton.
+Arguments: "layer" and a number of the device's configurations, or "choice" for the one that the
+device chooses, for cutedsl_moe_fp8_v3; "padded" and a number of the device's tiles for the GEMM of
+v1 and v2; "toy" and a name of LAYERS for the other solutions, with kernels in Triton.
 
 Sizes are small, because a tool slows the kernels down a thousandfold. Inputs are made on the CPU
 and nothing else runs on the device, so no tool needs a filter. Prints how many calls were right.
@@ -24,7 +24,7 @@ from padded_batch import operands  # noqa: E402
 from real_layer import real_inputs  # noqa: E402
 
 from solutions.common.cutedsl.architecture import backend_of  # noqa: E402
-from solutions.common.cutedsl.config import CONFIGS  # noqa: E402
+from solutions.common.cutedsl.config import CONFIGS, CONFIGS_100  # noqa: E402
 from solutions.common.cutedsl.padded_gemm import KERNELS, padded_gemm  # noqa: E402
 from solutions.common.geometry import DEEPSEEK_V3_EP8  # noqa: E402
 from solutions.cutedsl_moe_fp8_v3 import main as v3  # noqa: E402
@@ -97,12 +97,15 @@ def call_toy(layer) -> int:
 
 def main():
     kind, number = sys.argv[1], sys.argv[2]
+    backend = backend_of(torch.device("cuda", 0))
     if kind == "toy":
         done = call_toy(LAYERS[number])
     elif kind == "padded":
-        done = call_padded_gemm(KERNELS[backend_of(torch.device("cuda", 0))].TILES[int(number)])
+        done = call_padded_gemm(KERNELS[backend].TILES[int(number)])
+    elif number == "choice":
+        done = call_layer(None)
     else:
-        done = call_layer(None if number == "choice" else CONFIGS[int(number)])
+        done = call_layer((CONFIGS if backend == 90 else CONFIGS_100)[int(number)])
     print(f"{done} calls right")
 
 

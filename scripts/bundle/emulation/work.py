@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 
-from solutions.common.cutedsl.config import BLOCK_K, GemmConfig, candidates_for, choose
+from solutions.common.cutedsl.config import BLOCK_K, PAIR_STEP, GemmConfig, candidates_for, choose
 from solutions.common.geometry import Geometry
 
 SMS, CLOCK_GHZ = 148, 1.85
@@ -63,9 +63,11 @@ def work(geometry: Geometry, config: GemmConfig, rows_per_expert: Iterable[int])
 
 
 def tile_rows(config: GemmConfig, rows: int) -> Iterator[int]:
-    """Rows of an expert's token tiles, which share them evenly."""
+    """Rows of an expert's token tiles, which share them evenly; a pair's in steps."""
     tiles = -(-rows // config.block_m)
     most = -(-rows // max(tiles, 1))
+    if config.paired:
+        most = -(-most // PAIR_STEP) * PAIR_STEP
     for first in range(0, rows, max(most, 1)):
         yield min(most, rows - first)
 

@@ -6,6 +6,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 BLOCK_K = 128  # columns of K in a pipeline slot, and the edge of a scale block
+# Rows that a pair's token tile is a multiple of, but for an expert's last: N of its instruction is,
+# and TMA reads the tokens' scales from multiples of 16 bytes only.
+PAIR_STEP = 32
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ import cutlass.cute as cute
 from cutlass import Int32
 from cutlass.cute import arch
 
-from .config import GemmConfig
+from .config import PAIR_STEP, GemmConfig
 from .device import select, sum_up_to_lane
 from .ring import Ring, consumer_state, producer_state
 
@@ -131,12 +131,13 @@ class TileList:
     @staticmethod
     def load(
         offsets: cute.Tensor, experts: int, most_rows: int, row_block: int, n_blocks1: int,
-        n_blocks2: int, panel: int, even: bool = False,
+        n_blocks2: int, panel: int, even: bool = False, step: int = 1,
     ) -> TileList:  # fmt: skip
         """From offsets int32 [experts + 1]; called by all lanes of a warp, experts <= 32.
 
         most_rows: of a token tile. even: whether an expert's rows are spread evenly over as many
-        tiles as they need, or fill one after the other.
+        tiles as they need, in steps of `step` rows, which most_rows is a multiple of, or fill one
+        tile after the other.
         """
         lane = arch.lane_idx()
         expert = select(lane < experts, lane, experts - 1)
@@ -147,6 +148,8 @@ class TileList:
         tile_rows = most_rows
         if even:
             tile_rows = (rows + (tiles - 1)) // select(tiles > 0, tiles, 1)
+            if step > 1:
+                tile_rows = padded(tile_rows, step)
         last = sum_up_to_lane(tiles)
         if panel != n_blocks2:
             few = arch.shuffle_sync(end, experts - 1) < PANEL_ROWS
@@ -266,6 +269,7 @@ class TileScheduler:
             *self.weight_tiles,
             self.panel_tiles,
             even=self.config.swap_ab,
+            step=PAIR_STEP if self.config.paired else 1,
         )
 
     def expert_counter(self, counters: cute.Pointer, expert: Int32) -> cute.Pointer:
