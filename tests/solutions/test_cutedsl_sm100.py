@@ -285,11 +285,3 @@ def test_every_omission_is_noticed():
     call = {"config": 0, "tokens": 24, "hidden": 1024, "race": True, "mutate": True}
     (fact,) = emulated(call)
     assert missed(fact) in ([], ["bar.sync"], ["bar.sync"] * 2)
-
-
-@pytest.mark.long
-@pytest.mark.timeout(3000)
-def test_every_omission_in_pairs_is_noticed():
-    """As above; two pairs of blocks and few experts, each of which has every slot several times."""
-    (fact,) = emulated({"config": 3, "tokens": 2, "race": True, "mutate": True, **WIDE})
-    assert missed(fact) == []
