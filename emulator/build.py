@@ -16,8 +16,10 @@ from .errors import CompilerMissing, EmulatorError
 from .tables import mapped
 
 RUNTIME = Path(__file__).parent / "runtime"
-_FLAGS = ("-O3", "-march=native", "-fno-strict-aliasing", "-ffp-contract=off", "-fno-math-errno",
-          "-Wno-psabi", "-shared", "-fPIC")  # fmt: skip
+_FLAGS: tuple[str, ...] = (
+    "-O3", "-march=native", "-fno-strict-aliasing", "-ffp-contract=off", "-fno-math-errno",
+    "-Wno-psabi", "-shared", "-fPIC",
+)  # fmt: skip
 if platform.machine() == "x86_64":
     _FLAGS = (*_FLAGS, "-mprefer-vector-width=512")
 
@@ -88,7 +90,7 @@ def operations() -> dict[str, int]:
     table = ctypes.cast(
         ctypes.addressof(ctypes.c_char_p.in_dll(runtime(), "OPERATION_NAMES")), names
     )
-    found = {}
+    found: dict[str, int] = {}
     while table[len(found)] is not None:
         found[table[len(found)].decode()] = len(found)
     return found

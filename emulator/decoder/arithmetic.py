@@ -95,7 +95,7 @@ def multiply_add_wide(o: Operands, m: re.Match, i: Instruction) -> Op:
 @form(r"(shl)\.b(16|32|64)", r"(shr)\.([bsu])(16|32|64)")
 def shift(o: Operands, m: re.Match, i: Instruction) -> Op:
     to, a, by = i.operands
-    bits = m.group(m.lastindex)
+    bits = m.groups()[-1]
     if m[1] == "shl":
         name = f"shl_{bits}"
     elif m[2] == "s":

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any
 
 from ..errors import UnsupportedInstruction
 from ..ptx import Instruction, Kernel
@@ -50,6 +51,7 @@ class Op:
     a: int = NO_SLOT
     b: int = NO_SLOT
     c: int = NO_SLOT
+    _: KW_ONLY
     to2: int = NO_SLOT
     slots: tuple[int, ...] = ()
     x: int = 0
@@ -86,7 +88,7 @@ class Operands:
     kernel: Kernel
     initials: list[Initial] = field(default_factory=list)
     num_slots: int = 0
-    instruction: Instruction | None = None
+    instruction: Instruction = field(init=False)
     _registers: dict[str, int] = field(default_factory=dict)
     _constants: dict[tuple, int] = field(default_factory=dict)
 
@@ -183,12 +185,12 @@ class Operands:
         base = self.wide(match[1]) if wide else self.narrow(match[1])
         return base, self.integer(match[2]) if match[2] else 0
 
-    def shared(self, operand: str) -> dict[str, int]:
+    def shared(self, operand: str) -> dict[str, Any]:
         """`a` and `offset` of an Op at an address in shared memory."""
         base, offset = self.address(operand, wide=False)
         return {"a": base, "offset": offset}
 
-    def memory(self, operand: str) -> dict[str, int]:
+    def memory(self, operand: str) -> dict[str, Any]:
         """`a` and `offset` of an Op at a 64-bit address."""
         base, offset = self.address(operand, wide=True)
         return {"a": base, "offset": offset}

@@ -11,15 +11,15 @@ is checked in Python, which then says what is wrong, if anything.
 
 from functools import lru_cache
 from numbers import Integral, Real
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from .geometry import Geometry
 
 try:
-    from torch._C._dynamo.guards import TensorGuards
-except ImportError:  # a private name: a PyTorch without it only takes longer
+    TensorGuards: Any = torch._C._dynamo.guards.TensorGuards
+except AttributeError:  # a private name: a PyTorch without it only takes longer
     TensorGuards = None
 
 FP32_MAX = torch.finfo(torch.float32).max
@@ -33,7 +33,7 @@ class _Passed(NamedTuple):
     geometry: Geometry
     num_tokens: int
     device: int | None  # index of the CUDA device, None on the CPU
-    guards: object  # .check(*tensors): as those were, by torch._C._dynamo.guards.TensorGuards
+    guards: Any  # .check(*tensors): as those were, by torch._C._dynamo.guards.TensorGuards
 
 
 _passed: dict[int, _Passed] = {}  # by the number of logits
@@ -82,7 +82,8 @@ def checked_scalars(local_expert_offset, routed_scaling_factor) -> tuple[int, fl
             "routed_scaling_factor: expected a float, got "
             f"{type(routed_scaling_factor).__name__} {routed_scaling_factor!r}"
         )
-    if not abs(routed_scaling_factor) <= FP32_MAX:
+    magnitude: Any = abs(routed_scaling_factor)
+    if not magnitude <= FP32_MAX:
         raise ValueError(
             f"routed_scaling_factor: expected a finite fp32 value, got {routed_scaling_factor}"
         )

@@ -8,6 +8,7 @@ too, becomes visible to other threads before its handles are there.
 from collections.abc import Callable
 from functools import wraps
 from threading import RLock
+from typing import Any
 
 COMPILER = RLock()  # held by whoever compiles, whatever it is; a compilation may need another
 
@@ -15,7 +16,7 @@ COMPILER = RLock()  # held by whoever compiles, whatever it is; a compilation ma
 def once(make: Callable) -> Callable:
     """Decorator: as functools.cache of positional arguments, but whoever misses waits for the
     compiler, and finds what another thread has made in the meantime."""
-    made = {}
+    made: dict[tuple, Any] = {}
 
     @wraps(make)
     def get(*arguments):
@@ -25,5 +26,6 @@ def once(make: Callable) -> Callable:
                     made[arguments] = make(*arguments)
         return made[arguments]
 
-    get.cache_clear = made.clear
-    return get
+    cached: Any = get
+    cached.cache_clear = made.clear
+    return cached

@@ -20,7 +20,7 @@ class LoopPadding:
 
     def bounds(self, expert: int) -> tuple[int, int]:
         """First row and end of an expert."""
-        return self.expert_offsets[expert].item(), self.expert_offsets[expert + 1].item()
+        return int(self.expert_offsets[expert]), int(self.expert_offsets[expert + 1])
 
     def pad(self, values: torch.Tensor) -> torch.Tensor:
         padded = torch.zeros(

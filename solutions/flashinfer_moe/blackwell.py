@@ -14,7 +14,7 @@ TUNE_MAX_NUM_TOKENS = 16384  # the first power of two above the largest workload
 
 # FlashInfer 0.7 writes into a given tensor, 0.6 returns one of its own.
 _TAKES_OUTPUT = "output" in signature(trtllm_fp8_block_scale_moe).parameters
-_tuned = set()  # devices whose tile sizes have been measured in this process
+_tuned: set[torch.device] = set()  # devices whose tile sizes have been measured in this process
 
 
 def _call(

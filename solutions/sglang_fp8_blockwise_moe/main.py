@@ -9,7 +9,7 @@ parallelism (see permute.py); its SwiGLU expects the gate first; its quantisatio
 the host only knows that there are at most 8T.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import sgl_kernel
 import torch
@@ -45,8 +45,8 @@ class Buffers(NamedTuple):
     block_counts: torch.Tensor
     permutation: Permutation
     gathered: tuple  # x, x_scale, gemm1_sizes, gemm2_sizes
-    swiglu_operands: tuple  # up_gate, expert_offsets, act, act_scale
-    y: object
+    swiglu_operands: tuple[Any, Any, Any, Any]  # up_gate, expert_offsets, act, act_scale
+    y: Any
 
 
 @reused
@@ -113,7 +113,8 @@ def moe(
     gather(geometry, hidden, hidden_scale, permutation.expert_offsets, permutation.pair_row,
            buffers.gathered, pdl)  # fmt: skip
     gemms.gemm1(choice.gemm1, w1, w1_scale)
-    swiglu_quantize(geometry, rows, *buffers.swiglu_operands, pdl)
+    up_gate, offsets, act, act_scale = buffers.swiglu_operands
+    swiglu_quantize(geometry, rows, up_gate, offsets, act, act_scale, pdl)
     gemms.gemm2(choice.gemm2, w2, w2_scale)
     _combine(gemms.y, output, buffers.pair_row, buffers.pair_weight)
 

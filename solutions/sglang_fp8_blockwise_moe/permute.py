@@ -10,7 +10,7 @@ Rows are ordered by local expert, then by pair. With few tokens every program co
 itself; with many, `count_kernel` counts them by blocks beforehand.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -32,10 +32,10 @@ COUNT_ALL_TOKENS = 256  # up to here every program counts all pairs itself
 class Permutation(NamedTuple):
     """Where the rows come from and go to, on the device; tensors or addresses."""
 
-    expert_offsets: object  # int32 [E + 1], prefix sums of the rows per local expert
-    pair_row: object  # int32 [T * top_k], row of each pair; max_rows if it is not local
-    pair_weight: object  # bf16 [T * top_k], combine weight of each pair; 0 if it is not local
-    block_counts: object  # int32 [blocks, E], scratch
+    expert_offsets: Any  # int32 [E + 1], prefix sums of the rows per local expert
+    pair_row: Any  # int32 [T * top_k], row of each pair; max_rows if it is not local
+    pair_weight: Any  # bf16 [T * top_k], combine weight of each pair; 0 if it is not local
+    block_counts: Any  # int32 [blocks, E], scratch
 
 
 @triton.jit

@@ -3,7 +3,7 @@
 select -> permute -> gather -> GEMM1 -> SwiGLU + requantisation -> GEMM2 -> weighted combine.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -26,10 +26,10 @@ class Buffers(NamedTuple):
     routing_memory: torch.Tensor
     routing: list  # common/routing.py's, its expert_offsets replaced by those of gemms
     gathered: tuple  # x, x_scale, gemm1_sizes, gemm2_sizes
-    up_gate: object
-    act: object
-    act_scale: object
-    y: object
+    up_gate: Any
+    act: Any
+    act_scale: Any
+    y: Any
 
 
 @reused

@@ -49,7 +49,8 @@ def _num_sms(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-_descriptors = {}  # fields of the descriptors, but for their weights, by shape and block
+# fields of the descriptors, but for their weights, by shape and block
+_descriptors: dict[tuple, dict] = {}
 
 
 def _weight_descriptor(weights: torch.Tensor, block: int) -> TensorDescriptor:

@@ -68,10 +68,11 @@ class AdaptiveGemms:
         """The memory of a call with this many tokens, as Buffers that are large enough for all."""
         rows = self.act_rows(num_tokens)
         act, act_scale, y = zip(*(each.scratch(num_tokens) for each in self.gemms), strict=True)
-        return GemmScratch(*(
+        act, act_scale = (
             Buffer(buffers[0].dtype, (rows, max(buffer.shape[1] for buffer in buffers)))
             for buffers in (act, act_scale)
-        ), y[0])  # fmt: skip
+        )
+        return GemmScratch(act, act_scale, y[0])
 
     @cute.jit
     def __call__(

@@ -55,7 +55,7 @@ class GatheredTokens:
         self.check_hidden_size()
         n, row_block = gemms.config.block_m, gemms.scheduler.row_block
         spans = gemms.config.act_spans
-        self.roles = (
+        self.roles: tuple[Role, ...] = (
             # a lane announces, all arrive once their scales are there; what is said of GEMM2's
             # slots with all rows holds for the others
             Role("slots", 1, reads_queue=True, fills=1 + 32,

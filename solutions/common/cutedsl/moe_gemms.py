@@ -25,12 +25,13 @@ TMA writes scales at multiples of 128 bytes only.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import cuda.bindings.driver as cuda
 import cutlass
 import cutlass.cute as cute
 from cutlass import BFloat16, Float8E4M3FN, Float32, Int16, Int32, Int64
+from cutlass.cute import struct
 from cutlass.cute.nvgpu import cpasync
 from cutlass.memory import SmemAllocator
 from cutlass.pipeline import NamedBarrier
@@ -53,7 +54,7 @@ PREFETCH_TOKENS = 2048  # up to here the hidden states fit into a fraction of th
 class Block(NamedTuple):
     """What the roles of a block share. shared: its memory, a `cute.struct`."""
 
-    shared: object
+    shared: Any
     ring: Ring
     queue: TileQueue
 
@@ -118,7 +119,7 @@ class Consumers(Protocol):
     roles: tuple[Role, ...]
     weight_bytes: int
     result_size: int
-    registers: tuple[int, int] | None
+    registers: Any  # tuple[int, int] | None, which const_expr does not narrow
     own_words: int
     slot_rows: tuple[int, int]
     scale_slots: int
@@ -268,7 +269,6 @@ class MoeGemms:
         weight_rows, token_rows = self.consumers.slot_rows
         spans, result_size = self.config.act_spans, self.consumers.result_size
         row_size, own_words = self.tokens.row_size, self.consumers.own_words
-        struct = cute.struct
 
         @struct
         class Shared:

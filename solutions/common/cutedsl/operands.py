@@ -10,7 +10,7 @@ most (token, local expert) pairs that T tokens can have.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cutlass.cute as cute
 from cutlass import BFloat16, Float8E4M3FN, Float32, Int32
@@ -86,7 +86,7 @@ class GemmOperands(NamedTuple):
 class Buffer(NamedTuple):
     """Scratch memory for a tensor: dtype is CuTe DSL's; the shape's numbers may be the device's."""
 
-    dtype: type
+    dtype: Any
     shape: tuple
 
     def size(self):

@@ -14,6 +14,7 @@ when a kernel is made:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 LANES = 32
@@ -41,7 +42,8 @@ class Role(NamedTuple):
     brought: int = 0
 
 
-class Barrier(NamedTuple):
+@dataclass(frozen=True)
+class Barrier:
     """One phase of an mbarrier: arrivals and announced bytes by role, and the bytes brought."""
 
     name: str

@@ -23,7 +23,7 @@ class Launcher:
     def __init__(self, kernel, **pointers: torch.dtype):
         self._kernel = kernel
         self._pointers = pointers
-        self._compiled = {}
+        self._compiled: dict[tuple, tuple] = {}
 
     def __call__(self, grid: tuple, arguments: tuple, constants: tuple, **options) -> None:
         """Launch on the current device and stream.
@@ -70,7 +70,7 @@ class Launch:
         self._grid = grid
         self._constants = constants
         self._options = options
-        self._compiled = {}  # by device
+        self._compiled: dict[int, tuple] = {}  # by device
 
     def __call__(self, *arguments) -> None:
         """Launch on the current device and stream."""

@@ -13,7 +13,7 @@ program reading every block's counts.
 """
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -29,11 +29,11 @@ INTERPRETING = tl.constexpr(triton.knobs.runtime.interpret)
 class Routing(NamedTuple):
     """What describes the rows, on the device: tensors or, from a Workspace, their addresses."""
 
-    expert_offsets: object  # int32 [E + 1], 0, then where the rows of each local expert end
-    row_token: object  # int32 [max_rows], token of each row
-    row_weight: object  # fp32 [max_rows], combine weight times routed_scaling_factor
-    token_rows: object  # int32 [T, top_k], rows of each token ascending, then -1
-    counters: object  # int32 [num_counters] of zeros, for a following kernel's own use
+    expert_offsets: Any  # int32 [E + 1], 0, then where the rows of each local expert end
+    row_token: Any  # int32 [max_rows], token of each row
+    row_weight: Any  # fp32 [max_rows], combine weight times routed_scaling_factor
+    token_rows: Any  # int32 [T, top_k], rows of each token ascending, then -1
+    counters: Any  # int32 [num_counters] of zeros, for a following kernel's own use
 
 
 @triton.jit

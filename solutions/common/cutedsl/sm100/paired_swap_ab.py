@@ -74,6 +74,7 @@ class PairedSwapAb(SwapAb):
 class PairedTokens(GatheredTokens):
     """See the module's docstring; a `TokenProducer`."""
 
+    consumers: PairedSwapAb
     gathering_warps = 1
     row_size = BUFFER_BYTES
 

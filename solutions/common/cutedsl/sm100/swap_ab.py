@@ -48,7 +48,7 @@ class SwapAb(WeightTiles):
     multiplies; three more only combine."""
 
     row_block = 64  # of gathered tokens
-    registers = None
+    registers: tuple[int, int] | None = None
 
     def __init__(self, geometry: Geometry, config: GemmConfig):
         super().__init__(
@@ -72,7 +72,7 @@ class SwapAb(WeightTiles):
         self.threads = self.promoting_threads + 128
         # every lane that has read a slot's scales, and the tensor core; whole warpgroups, since
         # registers are shared out as if they were
-        self.roles = (
+        self.roles: tuple[Role, ...] = (
             Role("promotion", self.promoting_threads // 32, reads_queue=True,
                  releases=self.promoting_threads),
             Role("multiplication", 1, reads_queue=True, releases=1),
