@@ -13,7 +13,7 @@ an engine substitutes it, by flashinfer_bench.apply or FlashInfer's trace_apply.
 import sys
 from pathlib import Path
 
-from bundle.cli import add_dataset, make_parser
+from bundle.cli import add_dataset, add_solutions, make_parser
 from bundle.comparison.traces import load_traces, whole_traces
 from bundle.console import open_output, printable
 from bundle.dataset.engine import write_engine_dataset
@@ -28,7 +28,7 @@ from bundle.paths import BadInput, check_root
 def main() -> int:
     open_output()
     parser = make_parser(__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="solutions to pack (all)")
+    add_solutions(parser, default="all")
     parser.add_argument("--apply", metavar="NAME", help="the solution for an engine to apply")
     parser.add_argument(
         "--into",
@@ -49,8 +49,9 @@ def main() -> int:
     if arguments.traces and (arguments.apply or not arguments.into):
         parser.error("--traces: expected --into PATH, without --apply")
     try:
-        names = [arguments.apply] if arguments.apply else arguments.names
-        folders = _select(check_root(arguments.local), names)
+        names = [arguments.apply] if arguments.apply else arguments.solutions or []
+        option = "--apply" if arguments.apply else "--solutions"
+        folders = _select(check_root(arguments.local), names, option)
         if arguments.apply:
             into = arguments.into or arguments.local / "build" / "apply" / arguments.apply
             problems: list[str] = []
@@ -70,12 +71,12 @@ def main() -> int:
     return 1 if problems else 0
 
 
-def _select(root: Path, names: list[str]) -> list[Path]:
+def _select(root: Path, names: list[str], option: str) -> list[Path]:
     """The folders of the named solutions, or all."""
     folders = {folder.name: folder for folder in solution_folders(root)}
     unknown = sorted(set(names) - set(folders))
     if unknown:
-        raise BadInput(f"NAME: expected some of {', '.join(folders)}, got {', '.join(unknown)}")
+        raise BadInput(f"{option}: expected some of {', '.join(folders)}, got {', '.join(unknown)}")
     return [folders[name] for name in names or folders]
 
 

@@ -83,8 +83,8 @@ def plan(options: argparse.Namespace) -> list[Task]:
     tasks = []
     for job in select_jobs(dataset, options, refused, not device.is_cuda, console):
         for solution in job.solutions:
-            name = describe(job.workload.workload)
-            tasks.append(Task([(solution.name, name)], partial(verifier.check, job, solution)))
+            key = solution.name, job.workload.workload.uuid
+            tasks.append(Task([key], partial(verifier.check, job, solution)))
     return tasks
 
 
@@ -118,15 +118,16 @@ class Verifier:
         plan = self._plan(job)
         start = time.monotonic()
         found = verify(plan, solution, self.launcher, self.limits)
-        name = describe(job.workload.workload)
+        workload = job.workload.workload
         if found.problem or found.seen_us is None or found.claimed_us is None:
             reason = found.problem or "no call was timed"
-            return [Failed(key=(solution.name, name), reason=reason)]
+            return [Failed(key=(solution.name, workload.uuid), reason=reason)]
         return [
             VerificationRow(
                 definition=job.definition.name,
                 solution=solution.name,
-                workload=name,
+                uuid=workload.uuid,
+                workload=describe(workload),
                 calls=found.calls,
                 inputs=plan.changed,
                 matched_ratio=found.verdict.matched_ratio,

@@ -80,7 +80,7 @@ def test_pack_into_with_traces(clone, tmp_path, monkeypatch, capsys):
         for row in rows
     ]
     source = write_traces(tmp_path / "mine", traces)
-    arguments = [FAST, "flashinfer_moe", "--into", clone, "--traces", source]
+    arguments = ["--solutions", FAST, "flashinfer_moe", "--into", clone, "--traces", source]
     monkeypatch.setattr(sys, "argv", ["pack.py", *map(str, arguments)])
     assert pack.main() == 0
     printed = capsys.readouterr().out.split()

@@ -223,9 +223,9 @@ def test_json_of_deleted_solution_is_removed(root, monkeypatch):
 
 def test_named_solutions_only(root, monkeypatch, capsys):
     one, two = add_solution(root, "one", MAIN), add_solution(root, "two", MAIN)
-    assert run_script(monkeypatch, "--local", root, "two") == 0
+    assert run_script(monkeypatch, "--local", root, "--solutions", "two") == 0
     assert (two / "solution.json").exists() and not (one / "solution.json").exists()
-    assert run_script(monkeypatch, "--local", root, "three") == 2
+    assert run_script(monkeypatch, "--local", root, "--solutions", "three") == 2
     assert "expected some of one, two, got three" in capsys.readouterr().err
 
 

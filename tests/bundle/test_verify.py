@@ -7,9 +7,10 @@ import sys
 import pytest
 from bundle.dataset.loading import load_dataset
 from bundle.harness import make_config, settings_for
+from bundle.machine import provenance
 from bundle.paths import ROOT
-from bundle.probes.store import load_all
-from bundle.probes.verification import VerificationReport, verification_sheets
+from bundle.probes.store import Failed, load_all
+from bundle.probes.verification import VerificationReport, VerificationRow, verification_sheets
 from bundle.runs.verification import make_plan, verify
 from bundle.sandbox.contract import Limits
 from bundle.sandbox.launcher import Launcher
@@ -107,9 +108,10 @@ def test_script_stores_and_shows_the_verdicts(tmp_path):
     (report,) = load_all(VerificationReport, tmp_path)
     (good,), (cached,) = report.rows, report.failed
     assert good.solution == "good" and good.claimed_us <= good.seen_us
-    assert cached.key == ("cached_output", "seq_len=8") and "INCORRECT_NUMERICAL" in cached.reason
+    assert cached.key == ("cached_output", "workload-8") and "INCORRECT_NUMERICAL" in cached.reason
     (sheet,) = verification_sheets(report)
-    assert [row[0].text for row in sheet.rows] == ["cached_output", "good"]  # the worst first
+    shown = [[entry.text for entry in row[:2]] for row in sheet.rows]
+    assert shown == [["cached_output", "seq_len=8"], ["good", "seq_len=8"]]  # the worst first
 
 
 @pytest.mark.gpu
@@ -123,3 +125,25 @@ def test_script_on_this_bundle(tmp_path):
     (report,) = load_all(VerificationReport, tmp_path)
     (row,) = report.rows
     assert {"hidden_states", "gemm1_weights", "gemm2_weights"} <= set(row.inputs)
+
+
+def test_workloads_of_one_name_keep_their_rows():
+    """A row is known by its workload's uuid; the table shows names."""
+    source = provenance("python scripts/verify.py")
+
+    def row(uuid):
+        return VerificationRow(
+            solution="a", uuid=uuid, workload="seq_len=7", calls=3, matched_ratio=1.0, seen_us=9.0,
+            claimed_us=8.0, seconds=1.0,
+        )  # fmt: skip
+
+    report = VerificationReport(provenance=source, planned=4)
+    report.add([row("one"), row("two"), Failed(key=("b", "one"), reason="wrong")])
+    report.add([Failed(key=("b", "three"), reason="late")])
+    (sheet,) = verification_sheets(report)
+    assert [[entry.text for entry in line[:3]] for line in sheet.rows] == [
+        ["b", "seq_len=7", "wrong"],
+        ["b", "three", "late"],
+        ["a", "seq_len=7", "nothing found"],
+        ["a", "seq_len=7", "nothing found"],
+    ]

@@ -11,9 +11,12 @@ from .store import Report, Row
 class VerificationRow(Row):
     """A solution with which nothing was wrong on one workload; what was is a failed row."""
 
-    identity = ("solution", "workload")
+    identity = ("solution", "uuid")
     solution: str
+    uuid: str
+    """Of the workload."""
     workload: str
+    """Its name."""
     calls: int
     """Checked, each after another change of the inputs."""
     inputs: list[str] = Field(default_factory=list)
@@ -47,10 +50,12 @@ def verification_sheets(report: VerificationReport) -> list[Sheet]:
         Heading("took, s"),
     ]
     nothing = Entry("")
-    rows = [
-        [*(Entry(str(part)) for part in failed.key), Entry(failed.reason, FAILED), *[nothing] * 5]
-        for failed in report.failed
-    ]
+    names = {row.uuid: row.workload for row in report.rows}
+    rows = []
+    for failed in report.failed:
+        solution, uuid = map(str, failed.key)
+        found = [Entry(solution), Entry(names.get(uuid, uuid)), Entry(failed.reason, FAILED)]
+        rows.append(found + [nothing] * 5)
     rows += [
         [
             Entry(row.solution),
@@ -62,6 +67,6 @@ def verification_sheets(report: VerificationReport) -> list[Sheet]:
             number_entry(row.claimed_us, ".1f"),
             number_entry(row.seconds, ".1f"),
         ]
-        for row in sorted(report.rows, key=lambda row: row.key)
+        for row in sorted(report.rows, key=lambda row: (row.solution, row.workload, row.uuid))
     ]
     return [Sheet("Verification: inputs changed in turn, clocks, processes", headings, rows)]
