@@ -48,7 +48,7 @@ def moe(geometry: Geometry, inputs: tuple, output: torch.Tensor) -> None:
     ids, weights = route(logits, bias, factor, geometry)
     total = torch.zeros(output.shape, dtype=torch.float32, device=output.device)
     for expert in range(geometry.num_local_experts):
-        tokens, slots = (ids == offset + expert).nonzero(as_tuple=True)
+        tokens, places = (ids == offset + expert).nonzero(as_tuple=True)
         if tokens.numel() == 0:
             continue
         x = dequantize(hidden[tokens], hidden_scale.t()[tokens], geometry.block)
@@ -56,7 +56,7 @@ def moe(geometry: Geometry, inputs: tuple, output: torch.Tensor) -> None:
         gemm2 = dequantize(w2[expert], w2_scale[expert], geometry.block)
         up, gate = F.linear(x, gemm1).chunk(2, dim=-1)
         y = F.linear(F.silu(gate) * up, gemm2)
-        total.index_add_(0, tokens, y * weights[tokens, slots, None])
+        total.index_add_(0, tokens, y * weights[tokens, places, None])
     output.copy_(total)
 
 

@@ -27,12 +27,12 @@ def combine_kernel(
         tl.extra.cuda.gdc_wait()
     token = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
-    slots = token_rows_ptr + token * TOP_K
-    num_rows = tl.sum((tl.load(slots + tl.arange(0, TOP_K)) >= 0).to(tl.int32), 0)
+    places = token_rows_ptr + token * TOP_K
+    num_rows = tl.sum((tl.load(places + tl.arange(0, TOP_K)) >= 0).to(tl.int32), 0)
     total = tl.zeros([BLOCK_H], tl.float32)
-    for slot in range(0, num_rows, 2):
-        row = tl.load(slots + slot).to(tl.int64)
-        next_row = tl.load(slots + slot + 1).to(tl.int64)
+    for place in range(0, num_rows, 2):
+        row = tl.load(places + place).to(tl.int64)
+        next_row = tl.load(places + place + 1).to(tl.int64)
         next_columns = tl.where(next_row >= 0, H, 0)
         y = tl.load(y_ptr + row * H + column, mask=column < H, other=0.0)
         next_y = tl.load(y_ptr + next_row * H + column, mask=column < next_columns, other=0.0)

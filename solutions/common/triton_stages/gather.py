@@ -49,13 +49,13 @@ def gather_kernel(
     column = tl.arange(0, BLOCK_H)
     block = tl.arange(0, BLOCK_H // BLOCK)
     num_rows = tl.load(expert_offsets_ptr + NUM_LOCAL)
-    slots = token_rows_ptr + token * TOP_K
-    rows = tl.load(slots + tl.arange(0, TOP_K))
+    places = token_rows_ptr + token * TOP_K
+    rows = tl.load(places + tl.arange(0, TOP_K))
     if tl.max(((rows >= 0) & (rows < num_rows)).to(tl.int32), 0) == 1:
         x = tl.load(hidden_ptr + token * H + column, mask=column < H)
         scale = tl.load(hidden_scale_ptr + block * num_tokens + token, mask=block < K_BLOCKS)
-        for slot in range(TOP_K):
-            row = tl.load(slots + slot).to(tl.int64)
+        for place in range(TOP_K):
+            row = tl.load(places + place).to(tl.int64)
             if (row >= 0) & (row < num_rows):
                 tl.store(x_ptr + row * H + column, x, mask=column < H)
                 tl.store(x_scale_ptr + row * K_BLOCKS + block, scale, mask=block < K_BLOCKS)

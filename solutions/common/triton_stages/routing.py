@@ -149,10 +149,10 @@ def _select(
     local = tl.arange(0, NUM_LOCAL)[None, :] + local_expert_offset
     picked = tl.zeros([BLOCK_T, NUM_LOCAL], tl.int32)
     chosen = tl.zeros([BLOCK_T, TOP_K], tl.int32)
-    slot = tl.arange(0, TOP_K)[None, :]
+    place = tl.arange(0, TOP_K)[None, :]
     for k in tl.static_range(TOP_K):
         best, keys = _take_max(keys, expert, TAKEN, NUM_EXPERTS)
-        chosen = tl.where(slot == k, best, chosen)
+        chosen = tl.where(place == k, best, chosen)
         picked = tl.where(local == best, 1, picked)
     picked = tl.where((token < num_tokens)[:, None], picked, 0)
     scores = sigmoid(tl.load(row + chosen))
@@ -181,14 +181,14 @@ def _place(
     tl.store(row_token_ptr + row, tokens, mask=taken)
     tl.store(row_weight_ptr + row, weight, mask=taken)
 
-    # picked experts fill a token's slots from the left, unpicked ones pad with -1 from the right
+    # picked experts fill a token's places from the left, unpicked ones pad with -1 from the right
     count = tl.sum(picked, 1, keep_dims=True)
     unpicked = 1 - picked
-    slot = tl.where(
+    place = tl.where(
         taken, tl.cumsum(picked, 1) - picked, TOP_K - 1 - (tl.cumsum(unpicked, 1) - unpicked)
     )
-    wanted = (taken | (slot >= count)) & (token[:, None] < num_tokens)
-    tl.store(token_rows_ptr + tokens * TOP_K + slot, tl.where(taken, row, -1), mask=wanted)
+    wanted = (taken | (place >= count)) & (token[:, None] < num_tokens)
+    tl.store(token_rows_ptr + tokens * TOP_K + place, tl.where(taken, row, -1), mask=wanted)
 
 
 @triton.jit
