@@ -106,7 +106,7 @@ def test_without_a_gpu_the_cpu_build_comes_first(machine):
     assert done.stdout.strip() == str(machine.root / ".venv" / "bin" / "python")
     torch, project = [line for line in machine.asked() if "pip install" in line]
     assert torch.endswith("+cpu")
-    assert project.endswith("[test,test,cutedsl]")  # there is a C compiler to emulate with
+    assert project.endswith("[test,cutedsl]")  # there is a C compiler to emulate with
 
 
 def test_a_machine_that_reaches_no_cpu_build_is_told_of_the_download(machine):
