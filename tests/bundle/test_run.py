@@ -374,12 +374,6 @@ def test_ctrl_c_keeps_finished_traces(tmp_path):
     assert json.loads(line)["solution"] == "a_good"
 
 
-@pytest.mark.parametrize("script", ["pack.py", "run.py", "new_solution.py"])
-def test_help(script):
-    command = [sys.executable, ROOT / "scripts" / script, "--help"]
-    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-
 # The harness's own command line
 
 
