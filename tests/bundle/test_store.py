@@ -242,7 +242,7 @@ def kill_at_random(root, solutions, times):
         if victim == process.pid:
             process.wait()
         else:
-            assert process.wait(timeout=120) in (0, 1)
+            assert process.wait(timeout=600) in (0, 1)
         after = keys(read_traces(traces, definition))
         assert len(after) == len(set(after))
         assert set(seen) <= set(after)
