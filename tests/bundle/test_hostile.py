@@ -20,7 +20,7 @@ from hostile import CASES as BROKEN
 from toy_bundle import DEFINITION, control, make_bundle, packed
 
 KINDS = {"broken": BROKEN, "escaping": ESCAPING}
-SECONDS = 4.0
+SECONDS = 6.0
 LIMITS = Limits(SECONDS, memory_bytes=2 << 30, printed_bytes=64 << 20, written_bytes=1 << 30)
 CONFIG = {"warmup_runs": 1, "iterations": 1, "num_trials": 1, "rtol": 1e-2, "atol": 1e-2}
 HONEST = ("honest_first", "honest_middle", "honest_last")
