@@ -5,6 +5,7 @@ device chooses the tiles by the rows of each expert; one host call launches ever
 """
 
 from functools import lru_cache
+from typing import Any
 
 import torch
 
@@ -15,9 +16,7 @@ from ..common.geometry import DEEPSEEK_V3_EP8, Geometry
 
 
 @lru_cache(maxsize=1024)
-def _plan(
-    geometry: Geometry, num_tokens: int, device: int | None, config: GemmConfig | None
-) -> tuple:
+def _plan(geometry: Geometry, num_tokens: int, device: Any, config: GemmConfig | None) -> tuple:
     """The compiled layer, how many bytes of scratch memory it takes, and an empty tensor of bytes
     on the device: its new_empty takes less time than torch.empty."""
     size, layer = compiled_layer(geometry, num_tokens, device, config)
@@ -36,6 +35,7 @@ def moe(
     CPU, and for a geometry or a device that there are no kernels for.
     """
     offset, factor = checked_scalars(*inputs[8:])
+    device: Any  # its index, or None for a GPU that is emulated
     addresses, num_tokens, device = check_arguments(geometry, (*inputs[:8], output), offset)
     if num_tokens == 0:
         return
