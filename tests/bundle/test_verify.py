@@ -35,7 +35,8 @@ EXPECTED = {
     "raises": "RuntimeError: on purpose",
     "exits": "exit status 3",
 }
-ON_CUDA = EXPECTED | {
+# on a GPU, comparing the toy's inputs takes as long as its work: there is nothing to find
+ON_CUDA = {name: found for name, found in EXPECTED.items() if name != "cached_rows"} | {
     "side_stream_early": "output",
     "side_stream_late": "output",
     "default_stream": "output",
@@ -52,7 +53,9 @@ SETTINGS = {"rtol": 1e-2, "atol": 1e-2, "required_matched_ratio": 0.95}
 def bench(tmp_path_factory):
     """A launcher, and a function to verify one of the toy solutions on a device."""
     root = make_bundle(
-        tmp_path_factory.mktemp("bundle"), {name: control(name) for name in ON_CUDA}, (64,)
+        tmp_path_factory.mktemp("bundle"),
+        {name: control(name) for name in EXPECTED | ON_CUDA},
+        (64,),
     )
     solutions = {solution.name: solution for solution in packed(root)}
     dataset = load_dataset(root)
