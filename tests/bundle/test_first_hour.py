@@ -9,6 +9,8 @@ import pytest
 from bundle.dataset.packing import solution_folders
 from bundle.paths import ROOT
 
+pytestmark = pytest.mark.long  # each command is a process that imports PyTorch
+
 PAGE = ROOT / "docs" / "first-hour-on-a-b200.md"
 GPU_TOOLS = {"nvidia-smi"}
 
