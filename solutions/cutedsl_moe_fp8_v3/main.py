@@ -1,7 +1,7 @@
 """MoE layer in CuTe DSL: routing, then one kernel for both GEMMs and the combine.
 
-No padded batch, no host synchronisation, compiled once up to 16 tokens and once for more, where the
-device chooses the tiles by the rows of each expert; one host call launches everything.
+No padded batch, no host synchronisation, compiled once for each line of `config`'s table, where
+the device chooses the tiles by the rows of each expert; one host call launches everything.
 """
 
 from functools import lru_cache

@@ -65,8 +65,10 @@ def expected_tiles(counts, most_rows, row_block, n_blocks1, n_blocks2, panel, ev
             tile_rows = most_rows
             if even and tiles:
                 tile_rows = -(-count // (tiles * step)) * step
-            for n_block in n_blocks:
-                for nth in range(tiles)[:: -1 if (n_block - n_blocks[0]) % 2 else 1]:
+            most = tile_scheduler.TOKEN_TILES
+            groups = [range(tiles)[start : start + most] for start in range(0, tiles, most)]
+            for n_block, group in ((n_block, group) for group in groups for n_block in n_blocks):
+                for nth in group[:: -1 if (n_block - n_blocks[0]) % 2 else 1]:
                     rows = min(tile_rows, count - nth * tile_rows)
                     before = nth * tile_rows
                     row, padded = first[expert] + before, place[expert] + before
@@ -103,6 +105,7 @@ def test_ragged_distributions(warp, monkeypatch, experts):
     rng = np.random.default_rng(experts)
     for _ in range(340):
         monkeypatch.setattr(tile_scheduler, "PANEL_ROWS", int(rng.choice([0, 300])))
+        monkeypatch.setattr(tile_scheduler, "TOKEN_TILES", int(rng.choice([2, 4, 16])))
         counts = rng.integers(0, rng.choice([2, 20, 300]), experts) * rng.integers(0, 2, experts)
         panel, panels = (int(rng.integers(1, 4)) for _ in range(2))
         tile_rows, row_block = int(rng.choice([16, 64, 128])), int(rng.choice([1, 64]))
@@ -116,10 +119,11 @@ def test_no_pairs_at_all(warp):
 
 
 @pytest.mark.parametrize("experts", [1, 5, 32])
-def test_pairs_of_a_cluster(warp, experts):
+def test_pairs_of_a_cluster(warp, monkeypatch, experts):
     """Each tile once, both of one GEMM and expert, and most pairs with the same weights."""
     rng = np.random.default_rng(experts)
     for _ in range(40):
+        monkeypatch.setattr(tile_scheduler, "TOKEN_TILES", int(rng.choice([2, 4, 16])))
         counts = rng.integers(0, rng.choice([2, 200, 2000]), experts) * rng.integers(0, 2, experts)
         tiles = TileList.load(
             np.concatenate([[0], np.cumsum(counts)]),
@@ -167,4 +171,4 @@ def test_choice_for_even_loads(block_m, rows_per_expert):
     """What was fastest on an H100, also where few experts have all the rows."""
     for experts in (8, 32):
         rows = [rows_per_expert] * experts + [0] * (32 - experts)
-        assert choose(candidates_for(100), rows).block_m == block_m
+        assert choose(candidates_for(1000), rows).block_m == block_m

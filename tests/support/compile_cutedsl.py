@@ -1,5 +1,5 @@
-"""Compile every shipped CuTe DSL configuration for sm_90a, then the kernel that has several of
-them; one JSON line of facts per kernel."""
+"""Compile every shipped CuTe DSL configuration for sm_90a, then the kernels that have several of
+them; one JSON line of facts per compilation."""
 
 import json
 import os
@@ -34,16 +34,23 @@ FACTOR_BITS = 0x40200000  # 2.5
 
 
 def launches(layer: MoeLayer, compiled, num_tokens: int) -> list[dict]:
-    """What each kernel of a call is launched with; the GEMMs' last, with its TMA descriptors."""
+    """What each kernel of a call is launched with; the GEMMs' last, its TMA descriptors with it."""
     runtime = MockRuntime(compiled, Path(SCRATCH))
     integers = [num_tokens, 32, FACTOR_BITS]
-    number = 2 if num_tokens <= routing.FEW_TOKENS else 3
+    kernels = len({candidate.config.swap_ab for candidate in layer.candidates})  # of the GEMMs
+    number = kernels + (1 if num_tokens <= routing.FEW_TOKENS else 2)
     # behind the two of the weights come 14 pointers and 2 integers, then four and their tensors
-    descriptors = 2 if layer.candidates[0].config.swap_ab else 26
+    descriptors = 2 if layer.candidates[-1].config.swap_ab else 26
     return [
         runtime.launch(POINTERS, integers, descriptors if kernel == number - 1 else 0, kernel)
         for kernel in range(number)
     ]
+
+
+def descriptor_moves(sass: str) -> list[float]:
+    """Of each kernel with wgmmas, moves from vector to uniform registers per wgmma, ascending."""
+    kernels = [part for part in sass.split(".text.kernel_cutlass_") if "QGMMA" in part]
+    return sorted(part.count("R2UR") / part.count("QGMMA") for part in kernels)
 
 
 def main():
@@ -71,11 +78,11 @@ def main():
     layer = MoeLayer(DEEPSEEK_V3_EP8, candidates, num_sms=132)
     compiled = layer.compile(cute.KeepCUBIN)
     usage, sass = inspect(compiled.artifacts.CUBIN, Path(SCRATCH))
-    launch = launches(layer, compiled, 3000)[-1]
     facts = {
         **resources(usage, sass, INSTRUCTIONS),
         "code": fingerprints(compiled.artifacts.CUBIN, usage),
-        "launch": launch,
+        "launches": launches(layer, compiled, 3000)[2:],
+        "descriptors": descriptor_moves(sass),
     }
     print(json.dumps({"candidates": len(candidates), **facts}))
 

@@ -54,8 +54,9 @@ def loops_around(sass: str, instruction: str) -> list[str]:
 
 
 def fingerprints(cubin: bytes, usage: str) -> dict[str, str]:
-    """Of each CuTe DSL kernel of a cubin, by the name of its Python function: how many registers it
-    takes, how many bytes of machine code it has, and their SHA-256.
+    """Of each CuTe DSL kernel of a cubin, by the name of its Python function, with a number from
+    the second of a name on: how many registers it takes, how many bytes of machine code it has, and
+    their SHA-256.
 
     The bytes are those of the ELF section .text.<kernel>. What names the kernel's class, its module
     or its arguments' types, as the symbol does, is not among them.
@@ -70,8 +71,8 @@ def fingerprints(cubin: bytes, usage: str) -> dict[str, str]:
             name = re.match(r"kernel_cutlass_(\w+?)_(?:solutions|bundle)", symbol)
             assert name, f"not a CuTe DSL kernel: {symbol}"
             digest = hashlib.sha256(code).hexdigest()
-            function = name[1]
-            assert function not in found, f"two kernels of one name: {symbol}"
+            same = sum(function.split()[0] == name[1] for function in found)
+            function = f"{name[1]} {same + 1}" if same else name[1]
             found[function] = f"{registers[symbol]} registers, {len(code)} bytes, {digest}"
     assert found, "no machine code in the cubin"
     return found

@@ -89,37 +89,35 @@ def choose(candidates: Sequence[Candidate], rows_per_expert: Iterable[int]) -> G
 # multiply fastest. The costs are fitted to whole layers on an H100, such that the choice changes
 # little if they are a few percent off (docs/2026-11-25-cutedsl-choice.md).
 FEW = GemmConfig(swap_ab=True, block_m=16, block_n=128, num_warpgroups=1, num_stages=12)
-SM_90 = (
-    (16, only(FEW)),
-    (
-        float("inf"),
-        (
-            Candidate(
-                GemmConfig(swap_ab=True, block_m=16, block_n=128, num_warpgroups=2, num_stages=12),
-                expert_cost=20, tile_cost=72,
-            ),
-            Candidate(
-                GemmConfig(
-                    swap_ab=True, block_m=64, block_n=256, num_warpgroups=2, num_stages=4, cluster=2
-                ),
-                expert_cost=1, tile_cost=99,
-            ),
-            Candidate(
-                GemmConfig(
-                    swap_ab=True, block_m=80, block_n=256, num_warpgroups=2, num_stages=4, cluster=2
-                ),
-                expert_cost=11, tile_cost=99,
-            ),
-            Candidate(
-                GemmConfig(
-                    swap_ab=False, block_m=128, block_n=256, num_warpgroups=2, num_stages=4,
-                    cluster=2,
-                ),
-                expert_cost=225, tile_cost=16,
-            ),
+SWAPPED = (
+    Candidate(
+        GemmConfig(swap_ab=True, block_m=16, block_n=128, num_warpgroups=2, num_stages=12),
+        expert_cost=20, tile_cost=72,
+    ),
+    Candidate(
+        GemmConfig(
+            swap_ab=True, block_m=64, block_n=256, num_warpgroups=2, num_stages=4, cluster=2
         ),
+        expert_cost=1, tile_cost=99,
+    ),
+    Candidate(
+        GemmConfig(
+            swap_ab=True, block_m=80, block_n=256, num_warpgroups=2, num_stages=4, cluster=2
+        ),
+        expert_cost=11, tile_cost=99,
     ),
 )  # fmt: skip
+TOKENS_ON_M = Candidate(
+    GemmConfig(
+        swap_ab=False, block_m=128, block_n=256, num_warpgroups=2, num_stages=4, cluster=2
+    ),
+    expert_cost=225, tile_cost=16,
+)  # fmt: skip
+SM_90 = (
+    (16, only(FEW)),
+    (160, SWAPPED),  # no expert can have rows enough for the last one, a kernel more to launch
+    (float("inf"), (*SWAPPED, TOKENS_ON_M)),
+)
 
 # Estimated, never measured: an expert's first token tile reads its weights from DRAM, the others
 # from L2, taken to be 1.6 times as fast; of equals, the tile that leaves room for more stages is

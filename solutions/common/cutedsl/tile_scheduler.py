@@ -2,15 +2,20 @@
 
 Tiles are numbered in one list: first GEMM1 for every expert, then GEMM2 for every expert. Within
 GEMM1 the order is expert, weight tile, token tile: blocks that run side by side read the same or
-neighbouring weights, so these come from memory once. So does GEMM2 where there are few rows. With
-many it takes one panel of weight tiles after the other: the columns of y become complete panel by
-panel, and combining them can begin.
+neighbouring weights, so these come from memory once. An expert with more than TOKEN_TILES token
+tiles goes through its weight tiles once for every so many of them, whose rows stay in the L2 cache.
+So does GEMM2 where there are few rows. With many it takes one panel of weight tiles after the
+other: the columns of y become complete panel by panel, and combining them can begin.
 
 Blocks draw their tiles from a counter in global memory: fast blocks take more, and one that has not
 started takes none. Since all GEMM1 tiles are drawn before any GEMM2 tile, waiting in a GEMM2 tile
 for the GEMM1 tiles of its expert cannot deadlock, however few blocks the device has room for: other
 streams, priorities and partitions of the device decide that. For the same reason nothing that
 another block waits for may be shared out by the block's index.
+
+With tokens on M a tile is drawn once all roles of the block have begun the one before. If blocks
+filled their queues at once, the first to start would draw several neighbours each, and until these
+were done the blocks would work in two or three times as many experts side by side.
 
 A cluster of two blocks takes two tiles at a time, neighbours in the list. They are of one expert,
 since it has an even number of weight tiles, and mostly of one weight tile. Every other weight tile
@@ -44,6 +49,7 @@ END = -1
 COUNTERS = 64  # Int32 words in global memory, zero at first
 QUEUE_SLOTS = 2
 PANEL_ROWS = 9000  # of all experts, from which on GEMM2 takes its weight tiles panel by panel
+TOKEN_TILES = 16  # of an expert that all its weight tiles meet before further ones; even
 RECORD = 8  # Int32 words of a tile record in shared memory
 FEW_EXPERTS = 7  # active ones whose weights, 44 MB each, are few: see `few_weights`
 
@@ -185,15 +191,19 @@ class TileList:
         expert = arch.popc(arch.vote_ballot_sync(self.last * n_blocks <= local)) & 31
         tiles = arch.shuffle_sync(self.tiles, expert)
         local = local - (arch.shuffle_sync(self.last, expert) - tiles) * n_blocks
-        n_block = local // select(tiles > 0, tiles, 1)
-        number = local - n_block * tiles
-        number = select(n_block % 2 == 0, number, tiles - 1 - number)
+        before = local // (TOKEN_TILES * n_blocks) * TOKEN_TILES  # token tiles
+        local = local - before * n_blocks
+        tiles_left = tiles - before
+        together = select(tiles_left < TOKEN_TILES, tiles_left, TOKEN_TILES)
+        n_block = local // select(together > 0, together, 1)
+        number = local - n_block * together
+        number = before + select(n_block % 2 == 0, number, together - 1 - number)
         tile_rows = self.tile_rows
         if self.even:
             tile_rows = arch.shuffle_sync(self.tile_rows, expert)
-        before = number * tile_rows
-        row = arch.shuffle_sync(self.first, expert) + before
-        padded_row = arch.shuffle_sync(self.padded_first, expert) + before
+        rows_before = number * tile_rows
+        row = arch.shuffle_sync(self.first, expert) + rows_before
+        padded_row = arch.shuffle_sync(self.padded_first, expert) + rows_before
         left = arch.shuffle_sync(self.end, expert) - row
         rows = select(left < tile_rows, left, tile_rows)
         n_block = n_block + panel * self.panel
@@ -258,6 +268,7 @@ class TileScheduler:
         self.shares = config.cluster if config.paired else 1  # of a tile; each block counts its own
         self.panel_count = panel_tiles * self.shares  # of a token tile, counted when finished
         self.row_block = row_block
+        self.ahead = QUEUE_SLOTS if config.swap_ab else 1  # tiles of a block drawn and not begun
 
     def tile_list(self, expert_offsets: cute.Pointer) -> TileList:
         """By all lanes of a warp."""
@@ -295,33 +306,41 @@ class TileScheduler:
         """The scheduler's warp in a cluster's first block: draw tiles for the cluster, hand one to
         each block, and publish those that this block has finished.
 
-        A record's slot is free once every reader has read it, and consumers read a record after
-        they have finished the tile before it: so getting the slot of tile t (which held tile
-        t - QUEUE_SLOTS) tells that tile t - QUEUE_SLOTS - 1 is finished and its rows are written.
+        Consumers read a record after they have finished the tile before it. So once every reader
+        has read the record of tile t - ahead, which is waited for before tile t is handed out, tile
+        t - ahead - 1 is finished and its rows are written. That the slot of tile t is free is to
+        know it for tile t - QUEUE_SLOTS.
         """
+        ahead = self.ahead
         drawn = self.draw(counters)  # comes while the list is loaded
         tiles = self.tile_list(expert_offsets)
         ring, state = queue.ring, producer_state(QUEUE_SLOTS)
+        free = state.clone()  # the slot of the record that is waited for
+        for _ in cutlass.range_constexpr(QUEUE_SLOTS - ahead):
+            free.advance()
         # counter to raise once the tile is finished, for tile t - 1, t - 2, ...; 0: none
-        pending = [Int32(0) for _ in range(QUEUE_SLOTS + 1)]
-        left = Int32(QUEUE_SLOTS + 1)  # slots to get: the end record's and one per tile before it
+        pending = [Int32(0) for _ in range(ahead + 1)]
+        left = Int32(ahead + 1)  # the end record and one turn per tile before it
         while left > 0:
             index = arch.shuffle_sync(drawn, 0)
             if cutlass.const_expr(self.config.cluster == 1 or self.config.paired):
                 tile = tiles.tile(index)
             else:
                 tile = tiles.pair(index, arch.lane_idx())
-            ring.wait_empty(state)
+            ring.wait_empty(free)
             self.raise_counter(counters, pending[-1])
-            for q in cutlass.range_constexpr(QUEUE_SLOTS, 0, -1):
+            for q in cutlass.range_constexpr(ahead, 0, -1):
                 pending[q] = pending[q - 1]
             pending[0] = self.counter_of(tile)
-            if left == QUEUE_SLOTS + 1:
+            if left == ahead + 1:
                 self.hand_out(queue, state, tile)
             state.advance()
+            free.advance()
             if tile.gemm == END:
                 left -= 1
             else:
+                if cutlass.const_expr(ahead < QUEUE_SLOTS):
+                    ring.wait_empty(free)
                 drawn = self.draw(counters)
 
     @cute.jit
