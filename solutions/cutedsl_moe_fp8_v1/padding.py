@@ -20,7 +20,8 @@ class LoopPadding:
 
     def bounds(self, expert: int) -> tuple[int, int]:
         """First row and end of an expert."""
-        return int(self.expert_offsets[expert]), int(self.expert_offsets[expert + 1])
+        first, end = self.expert_offsets[expert : expert + 2]
+        return int(first.item()), int(end.item())
 
     def pad(self, values: torch.Tensor) -> torch.Tensor:
         padded = torch.zeros(

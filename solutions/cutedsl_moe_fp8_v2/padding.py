@@ -19,7 +19,7 @@ class IndexPadding:
     def __init__(self, expert_offsets: torch.Tensor, num_tokens: int, max_rows: int):
         starts, ends = expert_offsets[:-1], expert_offsets[1:]
         self.experts, device = len(starts), starts.device
-        most_rows = num_tokens if capturing(device) else int((ends - starts).max())
+        most_rows = num_tokens if capturing(device) else int((ends - starts).max().item())
         self.max_m = padded_rows(most_rows)
         places = self.experts * self.max_m
         self.rows = min(max_rows, places)
