@@ -26,16 +26,17 @@ def _e4m3_bits(x):
 
 @triton.jit
 def e4m3_values():
-    """The value of every e4m3 byte, fp32 [256], for `operands`; None but on the CPU.
+    """The value of every e4m3 byte, fp32 [256], for `operands`; an unused 0 but on the CPU.
 
-    Triton's interpreter reads the two bytes of NaN as 480 and -480.
+    Not None, which Triton 3.6's compiler cannot pass on. The interpreter reads the two bytes of
+    NaN as 480 and -480.
     """
     if INTERPRETING:
         code = tl.arange(0, 256)
         value = code.to(tl.uint8).to(tl.float8e4nv, bitcast=True).to(tl.float32)
         return tl.where((code & 0x7F) == 0x7F, float("nan"), value)
     else:
-        return None
+        return 0.0
 
 
 @triton.jit
