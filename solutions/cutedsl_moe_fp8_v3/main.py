@@ -1,4 +1,4 @@
-"""MoE layer in CuTe DSL: routing, then one kernel for both GEMMs and the combine.
+"""MoE layer in CuTe DSL: routing, then both GEMMs and the combine in one kernel.
 
 No padded batch, no host synchronisation, compiled once for each line of `config`'s table, where
 the device chooses the tiles by the rows of each expert; one host call launches everything.
@@ -14,12 +14,7 @@ from ..common.cutedsl.config import GemmConfig
 from ..common.cutedsl.layer import compiled_layer
 from ..common.geometry import DEEPSEEK_V3_EP8, Geometry
 
-
-@lru_cache(maxsize=1024)
-def _plan(geometry: Geometry, num_tokens: int, device: Any, config: GemmConfig | None) -> tuple:
-    """The compiled layer, and how many bytes of scratch memory it takes."""
-    size, layer = compiled_layer(geometry, num_tokens, device, config)
-    return layer, size
+_plan = lru_cache(maxsize=1024)(compiled_layer)
 
 
 def moe(
@@ -39,7 +34,7 @@ def moe(
         return
     if device is None:
         require_cuda(output.device)
-    layer, size = _plan(geometry, num_tokens, device, config)
+    size, layer = _plan(geometry, num_tokens, device, config)
     # memory lives to the end of this function; whoever gets it next is behind us on the stream
     scratch = output.new_empty(size, dtype=torch.uint8)
     layer(
