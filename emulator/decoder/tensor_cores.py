@@ -41,15 +41,15 @@ def warpgroup_mma(o: Operands, m: re.Match, i: Instruction) -> Op:
     return Op("wgmma", a=o.wide(a), b=o.wide(b), c=o.narrow(accumulate), x=columns, slots=slots)
 
 
-@form(r"tcgen05\.alloc\.cta_group::[12]\.sync\.aligned\.shared::cta\.b32")
+@form(r"tcgen05\.alloc\.cta_group::([12])\.sync\.aligned\.shared::cta\.b32")
 def alloc(o: Operands, m: re.Match, i: Instruction) -> Op:
     to, columns = i.operands
-    return Op("tcgen05_alloc", b=o.narrow(columns), **o.shared(to))
+    return Op("tcgen05_alloc", b=o.narrow(columns), x=int(m[1]), **o.shared(to))
 
 
-@form(r"tcgen05\.dealloc\.cta_group::[12]\.sync\.aligned\.b32")
+@form(r"tcgen05\.dealloc\.cta_group::([12])\.sync\.aligned\.b32")
 def dealloc(o: Operands, m: re.Match, i: Instruction) -> Op:
-    return Op("tcgen05_dealloc", a=o.narrow(i.operands[0]), b=o.narrow(i.operands[1]))
+    return Op("tcgen05_dealloc", a=o.narrow(i.operands[0]), b=o.narrow(i.operands[1]), x=int(m[1]))
 
 
 @form(r"tcgen05\.mma\.cta_group::([12])\.kind::f8f6f4(?:\.collector::a::discard)?")

@@ -114,6 +114,7 @@ typedef struct {
 } Written;
 
 typedef enum { NOT_STARTED, PRESENT, ENDED } Life;
+typedef enum { NOT_ALLOCATED, ALLOCATED, GIVEN_BACK_BY_PEER } Allocation;
 
 struct Cta {
     Grid *grid;
@@ -124,7 +125,7 @@ struct Cta {
     u64 first_round;  // in which it starts, where the schedule is random
     u8 *shared;
     float *tmem;  // [lane][column]
-    u8 allocated[TMEM_COLUMNS];
+    u8 allocated[TMEM_COLUMNS];  // an Allocation
     Written *written;  // by the generic proxy, per granule
     Barrier barriers[NAMED_BARRIERS], cluster_barrier;
     Queue loads, tensor;  // TMA loads; tcgen05, in order
@@ -246,8 +247,9 @@ void tma_store(Warp *w, Reg active, Reg64 descriptor, int rank, const Reg *coord
 // wgmma.c, tcgen05.c
 void wgmma(Warp *w, Reg64 a, Reg64 b, Reg accumulate, u32 columns, const u16 *slots);
 typedef enum { ROWS_32, COLUMNS_64B, COLUMNS_128B, COLUMNS_256B } TmemShape;
-void tcgen05_alloc(Warp *w, Reg to, Reg columns);
-void tcgen05_dealloc(Warp *w, Reg tmem, Reg columns);
+int all_free(const Cta *cta, u32 first, u32 n);  // columns of tensor memory
+void tcgen05_alloc(Warp *w, Reg to, Reg columns, int ctas);
+void tcgen05_dealloc(Warp *w, Reg tmem, Reg columns, int ctas);
 void tcgen05_mma(Warp *w, Reg active, Reg tmem, Reg64 a, Reg64 b, Reg instruction, Reg accumulate, int ctas);
 void tcgen05_commit(Warp *w, Reg active, Reg mbarrier, int ctas, Reg multicast);
 void tcgen05_load(Warp *w, Reg tmem, TmemShape shape, int n, const u16 *slots);

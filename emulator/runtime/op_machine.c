@@ -80,8 +80,8 @@ OPERATION(elect) {
 OPERATION(wgmma) { wgmma(w, A_W, B_W, C, o->x, SLOTS); }
 OPERATION(wgmma_commit) { commit_group(w, &w->wgmmas); }
 OPERATION(wgmma_wait) { wait_groups(w, &w->wgmmas, o->x); }
-OPERATION(tcgen05_alloc) { tcgen05_alloc(w, ADDRESS, B); }
-OPERATION(tcgen05_dealloc) { tcgen05_dealloc(w, A, B); }
+OPERATION(tcgen05_alloc) { tcgen05_alloc(w, ADDRESS, B, o->x); }
+OPERATION(tcgen05_dealloc) { tcgen05_dealloc(w, A, B, o->x); }
 // The list is the instruction descriptor, whether to accumulate, and masks of disabled output lanes.
 OPERATION(tcgen05_mma) {
     for (int i = 2; i < o->n; i++)

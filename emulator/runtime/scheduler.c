@@ -329,7 +329,7 @@ int run_grid(const Program *program, const Launch *launch, Counters *counters, u
         for (u32 i = 0; i < count; i++)  // stores that nobody has waited for still happen
             for (Queue *stores = &grid.ctas[i / per_cta].warps[i % per_cta].stores; queued(stores);) perform_next(stores, 0);
         for (u32 i = 0; i < grid.num_ctas; i++)
-            if (memchr(grid.ctas[i].allocated, 1, TMEM_COLUMNS))
+            if (!all_free(&grid.ctas[i], 0, TMEM_COLUMNS))
                 fault(&grid.ctas[i].warps[0], "TMEM has not been deallocated");
         ended = 1;
     }

@@ -4,14 +4,28 @@
 #define TMEM_LANE(address) ((address) >> 16)
 #define TMEM_COLUMN(address) ((address) & 0xffff)
 
-void tcgen05_alloc(Warp *w, Reg to, Reg columns) {
+// A pair's CTAs: both take part in what has cta_group::2.
+static Cta **pair(Warp *w) {
+    if (w->cta->cluster_size < 2) fault(w, "tcgen05 for a pair in a cluster of one CTA");
+    return &w->cta->cluster[w->cta->rank & ~1u];
+}
+
+int all_free(const Cta *cta, u32 first, u32 n) {
+    for (u32 i = first; i < first + n; i++)
+        if (cta->allocated[i] != NOT_ALLOCATED) return 0;
+    return 1;
+}
+
+void tcgen05_alloc(Warp *w, Reg to, Reg columns, int ctas) {
     Cta *cta = w->cta;
     u32 n = columns[0];
+    for (int h = 0; ctas == 2 && h < 2; h++)
+        if (pair(w)[h]->life != PRESENT) fault(w, "tcgen05.alloc for a pair: cta %u need not have started", pair(w)[h]->id[0]);
     if (n < 32 || n > TMEM_COLUMNS || n & (n - 1))
         fault(w, "tcgen05.alloc of %u columns: a power of two from 32 to 512 is needed", n);
     for (u32 first = 0; first + n <= TMEM_COLUMNS; first += 32) {
-        if (memchr(cta->allocated + first, 1, n)) continue;
-        memset(cta->allocated + first, 1, n);
+        if (!all_free(cta, first, n)) continue;
+        memset(cta->allocated + first, ALLOCATED, n);
         u32 address = SHARED_OFFSET(to[0]);
         check_aligned(w, "shared", address, 4);
         Cta *owner = shared_owner(w, to[0], 4);
@@ -25,13 +39,25 @@ void tcgen05_alloc(Warp *w, Reg to, Reg columns) {
 
 static void check_columns(Warp *w, Cta *cta, u32 first, u32 n) {
     for (u32 i = first; i < first + n; i++)
-        if (i >= TMEM_COLUMNS || !cta->allocated[i]) fault(w, "TMEM column %u of cta %u is not allocated", i, cta->id[0]);
+        if (i >= TMEM_COLUMNS || cta->allocated[i] != ALLOCATED) fault(w, "TMEM column %u of cta %u is not allocated", i, cta->id[0]);
 }
 
-void tcgen05_dealloc(Warp *w, Reg tmem, Reg columns) {
-    u32 first = TMEM_COLUMN(tmem[0]);
-    check_columns(w, w->cta, first, columns[0]);
-    memset(w->cta->allocated + first, 0, columns[0]);
+// Of a pair, the first one to give back may do it for both. To the race checker that is a write, behind
+// which nobody may access the columns.
+void tcgen05_dealloc(Warp *w, Reg tmem, Reg columns, int ctas) {
+    u32 first = TMEM_COLUMN(tmem[0]), n = columns[0];
+    u8 *own = w->cta->allocated + first;
+    if (first + n > TMEM_COLUMNS || *own != GIVEN_BACK_BY_PEER) {
+        check_columns(w, w->cta, first, n);
+        for (int h = 0; h < ctas; h++) {
+            Cta *cta = ctas == 2 ? pair(w)[h] : w->cta;
+            check_columns(w, cta, first, n);
+            memset(cta->allocated + first, GIVEN_BACK_BY_PEER, n);
+            for (u32 i = first; i < first + n; i++)
+                for (int lane = 0; lane < TMEM_LANES; lane += LANES) write_tmem(cta, lane, i, of_lane(w, ANY_LANE));
+        }
+    }
+    memset(own, NOT_ALLOCATED, n);
 }
 
 // The instruction descriptor's D type is in bits 4-5, A's and B's in 7-12, N / 8 in 17-22, M / 16 in
@@ -49,8 +75,7 @@ void perform_tcgen05_mma(Operation *o) {
     if (n < 16 || n > MAX_COLUMNS || n % 16) fault(w, "tcgen05.mma with %u columns", n);
     u32 column = TMEM_COLUMN(m->tmem);
     if (TMEM_LANE(m->tmem)) fault(w, "tcgen05.mma into TMEM lane %u", TMEM_LANE(m->tmem));
-    if (m->ctas == 2 && cta->cluster_size < 2) fault(w, "tcgen05.mma of a pair in a cluster of one CTA");
-    Cta **ctas = m->ctas == 2 ? &cta->cluster[cta->rank & ~1u] : &w->cta->cluster[cta->rank];
+    Cta **ctas = m->ctas == 2 ? pair(w) : &cta->cluster[cta->rank];
     for (int h = 0; h < m->ctas; h++) peer(w, ctas[h]->rank);
     // each CTA of a pair holds half of the rows of A and D, and half of the columns of B
     for (int h = 0; h < m->ctas; h++) read_right(o, ctas[h], m->b, BLACKWELL, h * n / m->ctas, n / m->ctas, &right);
@@ -107,7 +132,7 @@ static void transfer(Warp *w, Reg tmem, TmemShape shape, int n, const u16 *slots
             int row = 0, column = 0;
             place(shape, l, i, &row, &column);
             u32 at = first_column + column;
-            if (at >= TMEM_COLUMNS || !cta->allocated[at]) check_columns(w, cta, at, 1);
+            if (at >= TMEM_COLUMNS || cta->allocated[at] != ALLOCATED) check_columns(w, cta, at, 1);
             float *cell = cta->tmem + (first_lane + row) * TMEM_COLUMNS + at;
             if (store) write_tmem(cta, first_lane, at, of_lane(w, l));
             else read_tmem(cta, first_lane, at, of_lane(w, l));

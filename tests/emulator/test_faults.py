@@ -172,3 +172,31 @@ def test_memory_of_a_peer_that_is_not_there_is_refused(body, message):
         return
     with pytest.raises(KernelError, match=message):
         run()
+
+
+ALLOCATE = f"{SHARED}tcgen05.alloc.cta_group::2.sync.aligned.shared::cta.b32 [%r0], 32;\n"
+USE = "ld.shared.b32 %r1, [%r0];\ntcgen05.st.sync.aligned.32x32b.x1.b32 [%r1], {%r2};\n"
+FREE = "tcgen05.dealloc.cta_group::2.sync.aligned.b32 %r1, 32;\n"
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (f"{MEET}{ALLOCATE}{MEET}{USE}{MEET}{FREE}", None),
+        (f"{ALLOCATE}{MEET}{USE}{MEET}{FREE}", "for a pair: cta 1 need not have started"),
+        (f"{MEET}{ALLOCATE}{MEET}{USE}{FREE}{MEET}", "race: a write .* TMEM column|not allocated"),
+        (f"{MEET}{ALLOCATE}{USE}{FREE}", "TMEM column 0 of cta . is not allocated"),
+    ],
+)
+def test_a_pair_allocates_and_frees_tensor_memory_together(body, message):
+    """Either block waits until both are there, and until neither uses it any more."""
+
+    def run():
+        kernel = module(body, 0, target="sm_100a")
+        launch(kernel, [], Buffers(), Emulator(race=True), grid=2, cluster=2)
+
+    if message is None:
+        run()
+        return
+    with pytest.raises(KernelError, match=message):
+        run()

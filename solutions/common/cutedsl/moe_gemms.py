@@ -148,6 +148,10 @@ class Consumers(Protocol):
     def consume(self, block: Block, thread: Int32, tiled_mma, operands: GemmOperands) -> None:
         """All tiles of the block. thread: counted from the first consumer's."""
 
+    def finish(self, shared, warp: Int32) -> None:
+        """By all warps, counted as for `start`, when no consumer works any more, in no block of the
+        cluster."""
+
 
 class TokenProducer(Protocol):
     """Warps 0 to TOKEN_WARPS, which fill the ring with weights and tokens; made from the launch.
@@ -370,6 +374,7 @@ class MoeGemms:
         if cutlass.const_expr(self.config.cluster > 1):
             cute.arch.cluster_arrive()
             cute.arch.cluster_wait()
+        self.consumers.finish(block.shared, warp - PRODUCER_WARPS)
 
     def init_barriers(self, block: Block, rank: Int32) -> None:
         """By one thread."""

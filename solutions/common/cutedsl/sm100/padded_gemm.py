@@ -213,6 +213,9 @@ class PaddedGemmKernel:
             scales.init(1, PROMOTING_WARPS)
             sums.init(1, PROMOTING_WARPS * t.cluster)
             cute.arch.mbarrier_init_fence()
+        if cutlass.const_expr(t.cluster > 1):  # both blocks must be there to allocate
+            cute.arch.cluster_arrive_relaxed()
+            cute.arch.cluster_wait()
         if warp == 0:
             for atom in (load_a, load_scale, load_b, store_c):
                 cpasync.prefetch_descriptor(atom)

@@ -22,7 +22,6 @@ import cutlass
 import cutlass.cute as cute
 from cutlass import Float32, Int32
 from cutlass.cute.nvgpu import cpasync, tcgen05
-from cutlass.pipeline import NamedBarrier
 
 from ...geometry import Geometry
 from ..config import BLOCK_K, GemmConfig
@@ -38,7 +37,6 @@ from .epilogue import Epilogue
 
 ROWS = 128  # weight rows of a block, one per lane of tensor memory
 MOST_SUMS = 4  # partial sums in tensor memory
-PROMOTION_BARRIER = 1  # of all promoting threads
 SLOTS_AHEAD = 6  # of weights that a block prefetches: 14 MB in all, 2 us
 AHEAD_FROM = 8  # tokens: with fewer, most experts have none
 
@@ -129,9 +127,19 @@ class SwapAb(WeightTiles):
 
     @cute.jit
     def start(self, shared, warp: Int32):
-        """Allocate tensor memory."""
+        """Allocate tensor memory, in a pair once both blocks are there."""
+        if cutlass.const_expr(self.config.cluster > 1):
+            cute.arch.cluster_arrive_relaxed()
+            cute.arch.cluster_wait()
         if warp == 0:
             tmem.allocate(self.tmem_columns, self.tmem_place(shared), self.config.cluster)
+
+    @cute.jit
+    def finish(self, shared, warp: Int32):
+        """Free tensor memory."""
+        if warp == 0:
+            memory = tmem.allocated(self.tmem_place(shared))
+            tmem.free(memory, self.tmem_columns, self.config.cluster)
 
     @cute.jit
     def prefetch_weights(self, shared, loads: WeightLoads, weight_tiles: int, num_tokens):
@@ -150,9 +158,6 @@ class SwapAb(WeightTiles):
         memory = tmem.allocated(self.tmem_place(block.shared))
         if thread < self.promoting_threads:
             self.promote(block, thread, memory, operands)
-            NamedBarrier(PROMOTION_BARRIER, self.promoting_threads).arrive_and_wait()
-            if thread < 32:
-                tmem.free(memory, self.tmem_columns, self.config.cluster)
         elif thread < self.promoting_threads + 32:
             self.multiply(block, memory)
 

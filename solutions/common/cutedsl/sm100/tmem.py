@@ -16,14 +16,16 @@ LANE = 1 << 16  # step of an address from lane to lane
 
 
 def allocate(columns: int, place: cute.Pointer, blocks: int) -> None:
-    """Called by one warp (of each of `blocks` paired blocks); the address comes to shared memory
-    at `place`. columns: a power of two, 32 to 512."""
+    """Called by one warp (of each of `blocks` paired blocks, which must all have started: PTX ISA,
+    tcgen05.alloc); the address comes to shared memory at `place`. columns: a power of two, 32 to
+    512."""
     cute.arch.alloc_tmem(columns, place, is_two_cta=blocks == 2)
     cute.arch.relinquish_tmem_alloc_permit(is_two_cta=blocks == 2)
 
 
 def free(memory: cute.Pointer, columns: int, blocks: int) -> None:
-    """Called by the warp that has allocated it, when nobody uses it any more."""
+    """Called by the warp that has allocated it (of each of the paired blocks: the first may free it
+    for both), when nobody uses it any more."""
     cute.arch.dealloc_tmem(memory, columns, is_two_cta=blocks == 2)
 
 

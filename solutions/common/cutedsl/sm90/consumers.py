@@ -63,5 +63,8 @@ class WgmmaConsumers(WeightTiles):
     def start(self, shared, warp) -> None:
         """Nothing: the sums are in registers."""
 
+    def finish(self, shared, warp) -> None:
+        """Nothing."""
+
     def prefetch_weights(self, shared, loads: WeightLoads, weight_tiles: int, num_tokens) -> None:
         """Nothing: while many tokens are routed, the memory is not idle."""
