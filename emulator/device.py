@@ -104,6 +104,7 @@ class EmulatedDevice:
         os.environ["CUTE_DSL_ARCH"] = self.architecture.name
         os.environ.setdefault("CUTE_DSL_DUMP_DIR", tempfile.mkdtemp())  # of the PTX
         import cutlass.cute as cute
+        import torch._dynamo  # replaces torch.manual_seed when it is first imported, as modes do
 
         major, minor = self.architecture.capability
         properties = SimpleNamespace(

@@ -6,6 +6,7 @@ import ctypes
 import re
 import time
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from .buffers import merged
@@ -25,7 +26,8 @@ _MESSAGE_BYTES = 16384
 class LaunchConfig:
     """A kernel's launch as the host code asked for it.
 
-    parameters: all of them at their places in the kernel's parameter space.
+    parameters: all of them at their places in the kernel's parameter space. overlaps: with the
+    launch before, whose end it waits for itself (programmatic dependent launch).
     """
 
     kernel: str
@@ -34,6 +36,7 @@ class LaunchConfig:
     cluster: tuple[int, int, int]
     shared_bytes: int
     parameters: bytes
+    overlaps: bool = False
 
 
 class _Launch(ctypes.Structure):  # Launch of scheduler.c
@@ -46,7 +49,7 @@ class _Launch(ctypes.Structure):  # Launch of scheduler.c
         ("ranges", ctypes.c_void_p),
         ("num_ranges", ctypes.c_uint32),
         ("parameter_bytes", ctypes.c_uint32),
-        *((name, ctypes.c_int32) for name in ("schedule", "slice", "omitted", "race")),
+        *((name, ctypes.c_int32) for name in ("schedule", "slice", "omitted", "race", "overlaps")),
         ("seed", ctypes.c_uint64),
         ("max_instructions", ctypes.c_uint64),
         ("conflicts", ctypes.c_void_p),
@@ -56,13 +59,13 @@ class _Launch(ctypes.Structure):  # Launch of scheduler.c
 _COUNTERS = (  # Counters of machine.h
     "instructions", "multiply_adds", "proxy_violations", "races", "rounds", "tma_load_bytes",
     "tma_store_bytes", "copy_bytes", "global_load_bytes", "global_store_bytes",
-    "shared_load_bytes", "shared_store_bytes", "tma_loads", "tma_stores",
+    "shared_load_bytes", "shared_store_bytes", "tma_loads", "tma_stores", "unordered_load_bytes",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class KernelRun:
-    """What a launch did.
+    """What a launch did. seconds: its share of those of all launches that ran with it.
 
     instructions: by warps. multiply_adds: of the tensor cores. counts: how often warps executed
     each instruction form. counters: the runtime's, by name (bytes by TMA, loads and stores).
@@ -114,45 +117,47 @@ class Emulator:
 
         Raises KernelError for whatever the kernel must not do.
         """
-        program = module.program(config.kernel)
-        if config.shared_bytes > MAX_DYNAMIC_SHARED:
-            raise self._error(
-                program,
-                f"{config.shared_bytes} bytes of dynamic shared memory, at most "
-                f"{MAX_DYNAMIC_SHARED} exist",
-            )
-        _check_shape(program, config)
-        parameters = _aligned(config.parameters, 64)
+        return self.run_stream(module, [config], ranges)[0]
+
+    def run_stream(
+        self, module: Module, configs: Sequence[LaunchConfig], ranges: list[tuple[int, int]]
+    ) -> list[KernelRun]:
+        """Run launches that lie behind each other in a stream. Those that overlap do so where the
+        schedule is not eager."""
+        count = len(configs)
+        programs = [module.program(config.kernel) for config in configs]
+        for program, config in zip(programs, configs, strict=True):
+            _check_shape(program, config)
         bounds = [bound for pair in merged(ranges) for bound in pair]
         native_bounds = (ctypes.c_uint64 * len(bounds))(*bounds)
-        lines = 1 + max(instruction.line for instruction in program.kernel.instructions)
-        conflicts = (ctypes.c_uint64 * lines)()
-        launch = _Launch(
-            config.grid, config.block, config.cluster, SHARED_BASE, parameters[1],
-            ctypes.addressof(native_bounds), len(bounds) // 2, len(config.parameters),
-            self.schedule.number, self.schedule.slice, self.omit or 0, self.race,
-            self.schedule.seed, self.max_instructions,
-            ctypes.addressof(conflicts) if self.bank_conflicts else None,
-        )  # fmt: skip
-        counters = (ctypes.c_uint64 * len(_COUNTERS))()
-        executed = (ctypes.c_uint64 * program.native.num_blocks)()
-        message = ctypes.create_string_buffer(_MESSAGE_BYTES)
+        parameters = [_aligned(config.parameters, 64) for config in configs]
+        conflicts = [(ctypes.c_uint64 * _lines(program))() for program in programs]
+        executed = [(ctypes.c_uint64 * program.native.num_blocks)() for program in programs]
+        launches = (_Launch * count)(*(
+            _Launch(
+                config.grid, config.block, config.cluster, SHARED_BASE, memory[1],
+                ctypes.addressof(native_bounds), len(bounds) // 2, len(config.parameters),
+                self.schedule.number, self.schedule.slice, self.omit or 0, self.race,
+                config.overlaps, self.schedule.seed, self.max_instructions,
+                ctypes.addressof(turns) if self.bank_conflicts else None,
+            )
+            for config, memory, turns in zip(configs, parameters, conflicts, strict=True)
+        ))  # fmt: skip
+        counters = (ctypes.c_uint64 * len(_COUNTERS) * count)()
+        message, failed = ctypes.create_string_buffer(_MESSAGE_BYTES), ctypes.c_int()
         start = time.perf_counter()
-        ended = runtime().run_grid(
-            ctypes.byref(program.native), ctypes.byref(launch), counters, executed, message
-        )
+        ended = not count or runtime().run_grids(
+            count, _addresses(program.native for program in programs), launches, counters,
+            _addresses(executed), message, ctypes.byref(failed),
+        )  # fmt: skip
         seconds = time.perf_counter() - start
         text = message.value.decode()
         if not ended or text:
-            raise self._error(program, text)
-        named = dict(zip(_COUNTERS, counters, strict=True))
-        counts: Counter = Counter()
-        for times, forms in zip(executed, program.forms, strict=True):
-            counts.update({form: times * n for form, n in forms.items()})
-        return KernelRun(
-            config, seconds, named["instructions"], named["multiply_adds"], counts, named,
-            Counter({line: turns for line, turns in enumerate(conflicts) if turns}),
-        )  # fmt: skip
+            raise self._error(programs[failed.value], text)
+        return [
+            _result(*each, seconds / count)
+            for each in zip(configs, programs, counters, executed, conflicts, strict=True)
+        ]
 
     @staticmethod
     def _error(program: Program, text: str) -> KernelError:
@@ -162,7 +167,33 @@ class Emulator:
         return KernelError(text, program.kernel.name, line, source)
 
 
+def _result(config, program, counters, executed, conflicts, seconds: float) -> KernelRun:
+    named = dict(zip(_COUNTERS, counters, strict=True))
+    counts: Counter = Counter()
+    for times, forms in zip(executed, program.forms, strict=True):
+        counts.update({form: times * n for form, n in forms.items()})
+    return KernelRun(
+        config, seconds, named["instructions"], named["multiply_adds"], counts, named,
+        Counter({line: turns for line, turns in enumerate(conflicts) if turns}),
+    )  # fmt: skip
+
+
+def _lines(program: Program) -> int:
+    return 1 + max(instruction.line for instruction in program.kernel.instructions)
+
+
+def _addresses(structures: Iterable) -> ctypes.Array:
+    pointers = [ctypes.addressof(structure) for structure in structures]
+    return (ctypes.c_void_p * len(pointers))(*pointers)
+
+
 def _check_shape(program: Program, config: LaunchConfig) -> None:
+    if config.shared_bytes > MAX_DYNAMIC_SHARED:
+        raise Emulator._error(
+            program,
+            f"{config.shared_bytes} bytes of dynamic shared memory, at most "
+            f"{MAX_DYNAMIC_SHARED} exist",
+        )
     threads = config.block[0] * config.block[1] * config.block[2]
     expected = program.kernel.threads
     if expected is not None and tuple(config.block) != expected:

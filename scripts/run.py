@@ -5,7 +5,7 @@ On a CUDA device the harness's own runner and evaluator do the work, with its de
 runs, 50 iterations, 3 trials) and all workloads, and traces go to traces/. Without one, every
 solution that can is run on the CPU, once, on the two smallest workloads, and traces go to
 traces_cpu/; Triton kernels are interpreted, those of CuTe DSL emulated (see emulator/README.md),
-two solutions at a time where there are two cores and 12 GiB.
+two solutions at a time where there are two cores and 6 GiB of free memory.
 
 --gpus runs on several GPUs of this machine, --ray on those of a Ray cluster; all solutions of a
 workload run on the same GPU. A GPU or a machine that is lost loses the workload that it had, no
@@ -37,7 +37,7 @@ from bundle.runs.cluster import connect, disconnect, ray_workers
 from bundle.runs.cores import Cores
 from bundle.runs.emulation import ARCHITECTURES
 from bundle.runs.evaluator import Evaluator, Here, make_blobs
-from bundle.runs.gpus import VISIBLE, GpuProcess, gpu_processes, visible_gpus
+from bundle.runs.gpus import VISIBLE, gpu_processes, visible_gpus
 from bundle.runs.jobs import Event, Finished, Lost, Started, split, unfinished
 from bundle.runs.pool import Pool
 from bundle.runs.provenance import KERNELS
@@ -146,7 +146,7 @@ def open_places(arguments: argparse.Namespace, root: Path, count: int) -> Here |
             return Pool(gpu_processes(gpus, root))
         os.environ[VISIBLE] = gpus[0]
         return Here(Evaluator(root, emulated))
-    return Cores(root, emulated, lambda name: GpuProcess("", name, root, emulated))
+    return Cores(root, emulated)
 
 
 def run(arguments: argparse.Namespace, count: int, console: Console) -> int:

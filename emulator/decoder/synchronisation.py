@@ -13,7 +13,9 @@ CONVERGENT = re.compile(
     r"|tcgen05\.(ld|st|alloc|dealloc|wait|relinquish)"
 )
 # After these a warp may have to wait: they end their basic block.
-BLOCKING = re.compile(r"bar\.sync|barrier\.(cta\.)?sync|barrier\.cluster\.wait")
+BLOCKING = re.compile(
+    r"bar\.sync|barrier\.(cta\.)?sync|barrier\.cluster\.wait|griddepcontrol\.wait"
+)
 # What a mutation test leaves out.
 SYNCHRONISATION = re.compile(
     r"mbarrier\.(init|arrive|try_wait|test_wait|expect_tx)|fence\.|bar\.|barrier\."
@@ -77,12 +79,15 @@ def fence_inits(o: Operands, m: re.Match, i: Instruction) -> Op:
 @form(
     # what it orders happens in order here
     r"tcgen05\.fence::(?:before|after)_thread_sync",
-    # launches run one after another
-    r"griddepcontrol\.(?:wait|launch_dependents)",
     r"setmaxnreg\.(?:inc|dec)\.sync\.aligned\.u32",
 )
 def nothing(o: Operands, m: re.Match, i: Instruction) -> Op:
     return Op("nothing")
+
+
+@form(r"griddepcontrol\.(wait|launch_dependents)")
+def depend(o: Operands, m: re.Match, i: Instruction) -> Op:
+    return Op("wait_for_launch" if m[1] == "wait" else "trigger_launch")
 
 
 # ------------------------------------------------------------------------------------ barriers

@@ -14,7 +14,6 @@ _REGISTERS = {"32x32b": 1, "16x64b": 1, "16x128b": 2, "16x256b": 4}  # of .x1
 @form(
     r"wgmma\.fence\.sync\.aligned",
     r"tcgen05\.relinquish_alloc_permit\.cta_group::[12]\.sync\.aligned",
-    r"tcgen05\.wait::(?:ld|st)\.sync\.aligned",  # TMEM is read and written at once here
 )
 def nothing(o: Operands, m: re.Match, i: Instruction) -> Op:
     return Op("nothing")
@@ -81,3 +80,8 @@ def transfer(o: Operands, m: re.Match, i: Instruction) -> Op:
         raise o.unsupported(f"{len(slots)} registers")
     name = "tcgen05_load" if m[1] == "ld" else "tcgen05_store"
     return Op(name, slots=slots, x=_SHAPES[m[2]], **o.shared(tmem))
+
+
+@form(r"tcgen05\.wait::(ld|st)\.sync\.aligned")
+def transfer_wait(o: Operands, m: re.Match, i: Instruction) -> Op:
+    return Op("tcgen05_wait_loads" if m[1] == "ld" else "tcgen05_wait_stores")

@@ -34,6 +34,7 @@ class _Launch(ctypes.Structure):
         ("grid", ctypes.c_uint * 3),
         ("block", ctypes.c_uint * 3),
         ("cluster", ctypes.c_uint * 3),
+        ("overlaps", ctypes.c_uint),
         ("shared", ctypes.c_ulong),
         ("parameters", ctypes.c_ubyte * 8192),
     ]
@@ -98,7 +99,7 @@ class HostProgram:
             packed = packed[parameter.size :]
         return LaunchConfig(
             kernel.name, tuple(launch.grid), tuple(launch.block), tuple(launch.cluster),
-            launch.shared, bytes(parameters),
+            launch.shared, bytes(parameters), bool(launch.overlaps),
         )  # fmt: skip
 
 
@@ -121,10 +122,10 @@ def emulated_launch(
     ranges: list[tuple[int, int]],
     emulator: Emulator | None = None,
 ) -> list[KernelRun]:
-    """Call the host code and run what it launches, one kernel after another.
+    """Call the host code and run what it launches, in one stream.
 
     arguments: ctypes values, the stream's handle last. ranges: buffers that kernels may access, see
     `Buffers`. Raises KernelError at the first fault, race or deadlock.
     """
     emulator = emulator or Emulator()
-    return [emulator.run(program.module, config, ranges) for config in program.launches(arguments)]
+    return emulator.run_stream(program.module, program.launches(arguments), ranges)

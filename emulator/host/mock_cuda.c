@@ -7,6 +7,7 @@
 #define MAX_PARAMETERS 64
 #define MAX_LAUNCHES 64
 #define CLUSTER_DIMENSION 4  // cudaLaunchAttributeClusterDimension
+#define OVERLAPS 6           // cudaLaunchAttributeProgrammaticStreamSerialization
 
 typedef struct {  // cudaLaunchConfig_t
     unsigned grid[3], block[3];
@@ -26,7 +27,7 @@ typedef struct {
 } Kernel;
 typedef struct {
     int kernel;
-    unsigned grid[3], block[3], cluster[3];
+    unsigned grid[3], block[3], cluster[3], overlaps;
     unsigned long shared;
     unsigned char parameters[8192];
 } Launch;
@@ -42,9 +43,11 @@ int _cudaLaunchKernelEx(const Config *config, void *kernel, void **arguments) {
     memcpy(launch->block, config->block, sizeof launch->block);
     launch->shared = config->shared;
     launch->cluster[0] = launch->cluster[1] = launch->cluster[2] = 1;
+    launch->overlaps = 0;
     for (unsigned i = 0; i < config->count; i++) {
         const Attribute *attribute = (const Attribute *)config->attributes + i;
         if (attribute->id == CLUSTER_DIMENSION) memcpy(launch->cluster, attribute->value, sizeof launch->cluster);
+        if (attribute->id == OVERLAPS) launch->overlaps = attribute->value[0];
     }
     const Kernel *launched = &kernels[launch->kernel];
     unsigned char *to = launch->parameters;

@@ -25,22 +25,24 @@ void perform(Operation *o) {
     begin_operation(o->issuer->cta->grid, o);
     switch (o->kind) {
     case COPY: perform_copy(o); break;
-    case COPY_ARRIVE: arrive(o->issuer, o->copy.mbarrier, 1, o->agent); break;
+    case COPY_ARRIVE: arrive(o->issuer, o->copy.mbarrier, 1, of_operation(o)); break;
     case TMA_LOAD: perform_tma_load(o); break;
     case TMA_STORE: perform_tma_store(o); break;
     case WGMMA: perform_wgmma(o); break;
     case TCGEN05_MMA: perform_tcgen05_mma(o); break;
     case TCGEN05_COMMIT: perform_tcgen05_commit(o); break;
+    case TMEM_LOAD: perform_tmem_load(o); break;
+    case TMEM_STORE: perform_tmem_store(o); break;
     case COMMIT: break;
     }
     o->issuer->line = issuer_line;
-    o->issuer->cta->grid->progress++;
+    o->issuer->cta->grid->run->progress++;
 }
 
 void issue(Queue *queue, Operation o) {
     o.line = o.issuer->line;
     o.fenced = o.issuer->fenced;
-    o.clock = issue_clock(o.issuer);
+    o.clock = issue_clock(&o);
     if (o.issuer->cta->grid->schedule == EAGER) perform(&o);
     else push(queue, o);
 }
@@ -56,6 +58,14 @@ void wait_groups(Warp *w, Queue *queue, int pending) {
         Operation o = take(queue, 0);
         if (o.kind == COMMIT) groups--;
         else perform(&o);
+    }
+    join_agent(w);
+}
+
+void wait_all(Warp *w, Queue *queue) {
+    while (queued(queue)) {
+        Operation o = take(queue, 0);
+        perform(&o);
     }
     join_agent(w);
 }

@@ -23,17 +23,17 @@ void copy_async(Warp *w, Reg active, Reg to, Reg64 from, u32 bytes, Reg source_b
         check_aligned(w, "shared", to[l], bytes);
         if (source_bytes[l] > bytes) fault(w, "cp.async of %u bytes from %u", bytes, source_bytes[l]);
         if (source_bytes[l]) check_aligned(w, "global", from[l], bytes);
-        issue(&w->copies, (Operation){.kind = COPY, .issuer = w, .agent = w->agent,
+        issue(&w->copies, (Operation){.kind = COPY, .issuer = w, .agent = w->agent, .lanes = 1u << l,
             .copy = {.destination = to[l], .bytes = bytes, .source_bytes = source_bytes[l], .source = from[l]}});
     }
 }
 
 void copy_arrive(Warp *w, Reg active, Reg mbarrier) {
     FOR_LANES(active)
-        issue(&w->copies, (Operation){.kind = COPY_ARRIVE, .issuer = w, .agent = w->agent, .copy = {.mbarrier = mbarrier[l]}});
+        issue(&w->copies, (Operation){.kind = COPY_ARRIVE, .issuer = w, .agent = w->agent, .lanes = 1u << l, .copy = {.mbarrier = mbarrier[l]}});
 }
 
 void store_async(Warp *w, Reg active, Reg to, int n, const u16 *slots, Reg mbarrier) {
     store_shared(w, active, to, 4, 0, n, slots);
-    FOR_LANES(active) complete_bytes(w, mbarrier[l], 4 * n, w->racer);
+    FOR_LANES(active) complete_bytes(w, mbarrier[l], 4 * n, of_lane(w, l));
 }

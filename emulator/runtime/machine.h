@@ -22,10 +22,12 @@ typedef struct Cta Cta;
 typedef struct Warp Warp;
 typedef struct Cell Cell;
 typedef struct Race Race;
+typedef struct Run Run;
+typedef struct Time Time;
 typedef struct Program Program;
 
 // ------------------------------------------------------------------------ asynchronous operations
-typedef enum { COPY, COPY_ARRIVE, TMA_LOAD, TMA_STORE, WGMMA, TCGEN05_MMA, TCGEN05_COMMIT, COMMIT } Kind;
+typedef enum { COPY, COPY_ARRIVE, TMA_LOAD, TMA_STORE, WGMMA, TCGEN05_MMA, TCGEN05_COMMIT, TMEM_LOAD, TMEM_STORE, COMMIT } Kind;
 
 typedef struct {
     u32 destination, bytes, source_bytes, mbarrier;
@@ -49,18 +51,27 @@ typedef struct {
     u16 multicast;  // mask of CTAs, or 0
     u8 ctas;
 } Tcgen05;
+typedef enum { ROWS_32, COLUMNS_64B, COLUMNS_128B, COLUMNS_256B } TmemShape;
+typedef struct {
+    u32 tmem, n;
+    TmemShape shape;
+    const u16 *slots;
+    Reg *values;  // of a store, as they were when it was issued
+} Transfer;
 
 typedef struct {
     Kind kind;
     Warp *issuer;
     int line, agent;
-    u64 fenced;  // when the issuer last fenced the proxies
-    u32 *clock;  // of the issuer, for the race checker
+    u32 lanes;    // that issue it; 0: the warp as a whole
+    u64 fenced;   // when the issuer last fenced the proxies
+    Time *clock;  // of the issuer, for the race checker
     union {
         Copy copy;
         Tma tma;
         Wgmma wgmma;
         Tcgen05 tcgen05;
+        Transfer transfer;
     };
 } Operation;
 
@@ -75,9 +86,10 @@ void perform(Operation *operation);
 Operation take(Queue *queue, int which);
 void commit_group(Warp *w, Queue *queue);
 void wait_groups(Warp *w, Queue *queue, int pending);
+void wait_all(Warp *w, Queue *queue);
 
 // --------------------------------------------------------------------------------------- machine
-typedef enum { RUNNING, AT_NAMED_BARRIER, AT_CLUSTER_BARRIER, EXITED } Status;
+typedef enum { RUNNING, AT_NAMED_BARRIER, AT_CLUSTER_BARRIER, AT_LAUNCH, EXITED } Status;
 typedef enum { NO_WAIT, FOR_MBARRIER, FOR_GLOBAL, FOR_TIME } WaitKind;
 
 typedef struct {  // the last wait that did not succeed
@@ -96,16 +108,17 @@ struct Warp {
     Cta *cta;
     Wait wait;
     u32 barrier, generation;  // where it waits
-    Queue copies, stores, wgmmas;
+    Queue copies, stores, wgmmas, tmem_loads, tmem_stores;
+    u8 *loading;  // per slot, whether a load of tensor memory is on its way to it; or NULL
     u64 fenced, instructions, last_yield;
     int racer, agent;  // threads of the race checker: the warp, and what it issues
-    u32 *initialised;  // clock of its last fence of mbarrier inits, for the race checker
-    u32 epoch;         // counts the synchronisations of the warp's lanes
+    Time *initialised;  // clock of its last fence of mbarrier inits, for the race checker
+    Time **ahead;       // clocks of lanes that have waited alone since the warp's lanes last met
 };
 
 typedef struct {
     u32 arrived, generation;
-    u32 *clock;
+    Time *clock;
 } Barrier;
 
 typedef struct {
@@ -123,6 +136,7 @@ struct Cta {
     u32 id[3], rank, cluster_size, num_warps;
     Life life;
     u64 first_round;  // in which it starts, where the schedule is random
+    u8 triggered;     // the launch behind this one may start, as far as this CTA is concerned
     u8 *shared;
     float *tmem;  // [lane][column]
     u8 allocated[TMEM_COLUMNS];  // an Allocation
@@ -131,7 +145,7 @@ struct Cta {
     Queue loads, tensor;  // TMA loads; tcgen05, in order
     int load_agent, tensor_agent;
     Cell *shared_cells, *tmem_cells;
-    u32 **mbarrier_arriving, **mbarrier_done;
+    Time **mbarrier_arriving, **mbarrier_done;
 };
 
 typedef struct {
@@ -144,10 +158,25 @@ typedef enum { EAGER, LAZY, RANDOM } Schedule;
 typedef struct {
     u64 instructions, multiply_adds, proxy_violations, races, rounds;
     u64 tma_load_bytes, tma_store_bytes, copy_bytes, global_load_bytes, global_store_bytes;
-    u64 shared_load_bytes, shared_store_bytes, tma_loads, tma_stores;
+    u64 shared_load_bytes, shared_store_bytes, tma_loads, tma_stores, unordered_load_bytes;
 } Counters;
 
+// Launches of a stream. One that overlaps with the one before (programmatic dependent launch)
+// starts when all CTAs of that one have triggered it or ended; others start when it has ended.
+struct Run {
+    u64 progress;
+    jmp_buf stop;
+    char *message;
+    int failed;  // number of the launch that the message is about
+};
+
 struct Grid {
+    Run *run;
+    Grid *before;  // of the stream, or NULL
+    int number, overlaps, ended;
+    Warp **warps;  // of all CTAs, in the order of their turns
+    u32 num_warps;
+    u64 stuck;     // rounds without progress
     Cta *ctas;
     u32 num_ctas, dim[3], cluster[3], threads[3], shared_base;
     const Program *program;
@@ -156,14 +185,12 @@ struct Grid {
     const Range *ranges;
     u32 num_ranges, last_range;
     Schedule schedule;
-    u64 random, time, progress, max_instructions;
+    u64 random, time, max_instructions;
     int omitted;  // PTX line of an instruction that is left out, or 0
     Counters counters;
     u64 *executed;   // per basic block
     u64 *conflicts;  // of banks, per PTX line; or NULL
     Race *race;
-    jmp_buf stop;
-    char *message;
 };
 
 // ---------------------------------------------------------------------------------------- program
@@ -210,6 +237,10 @@ struct Program {
 // Ends the run; the message names warp and line.
 void fault(Warp *w, const char *format, ...) __attribute__((noreturn, format(printf, 2, 3), cold));
 void stop_grid(Grid *grid) __attribute__((noreturn, cold));
+INLINE char *message_of(Grid *grid) {
+    grid->run->failed = grid->number;
+    return grid->run->message;
+}
 
 INLINE void yield(Warp *w, WaitKind kind, u64 address, u32 parity) {
     w->yielded = 1;
@@ -246,7 +277,6 @@ void tma_store(Warp *w, Reg active, Reg64 descriptor, int rank, const Reg *coord
 
 // wgmma.c, tcgen05.c
 void wgmma(Warp *w, Reg64 a, Reg64 b, Reg accumulate, u32 columns, const u16 *slots);
-typedef enum { ROWS_32, COLUMNS_64B, COLUMNS_128B, COLUMNS_256B } TmemShape;
 int all_free(const Cta *cta, u32 first, u32 n);  // columns of tensor memory
 void tcgen05_alloc(Warp *w, Reg to, Reg columns, int ctas);
 void tcgen05_dealloc(Warp *w, Reg tmem, Reg columns, int ctas);
@@ -254,6 +284,9 @@ void tcgen05_mma(Warp *w, Reg active, Reg tmem, Reg64 a, Reg64 b, Reg instructio
 void tcgen05_commit(Warp *w, Reg active, Reg mbarrier, int ctas, Reg multicast);
 void tcgen05_load(Warp *w, Reg tmem, TmemShape shape, int n, const u16 *slots);
 void tcgen05_store(Warp *w, Reg tmem, TmemShape shape, int n, const u16 *slots);
+void tcgen05_wait_loads(Warp *w);
+void tcgen05_wait_stores(Warp *w);
+void await_registers(Warp *w, const Op *op);
 
 // warp.c
 typedef enum { SHUFFLE_INDEX, SHUFFLE_UP, SHUFFLE_DOWN, SHUFFLE_BUTTERFLY } Shuffle;
@@ -262,7 +295,9 @@ Reg shuffle(Warp *w, Reg active, Reg value, Reg by, Reg clamp, Shuffle mode, Reg
 u32 reduce(Reg active, Reg value, Reduction reduction);
 void sync_lanes(Warp *w);
 void sync_threads(Warp *w, u32 barrier, u32 threads, int wait);
-void fence_inits(Warp *w);
+void fence_inits(Warp *w, Reg active);
 void cluster_arrive(Warp *w, int release);
 void cluster_wait(Warp *w);
+void trigger_launch(Warp *w);
+void wait_for_launch(Warp *w);
 int can_run(Warp *w);

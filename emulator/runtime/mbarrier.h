@@ -10,6 +10,6 @@ typedef union {
     };
 } Mbarrier;
 
-// `racer` arrives `count` times, or brings bytes; w is whom a fault names
-void arrive(Warp *w, u32 address, u32 count, int racer);
-void complete_bytes(Warp *w, u32 address, u32 bytes, int racer);
+// `by` arrives `count` times, or brings bytes; w is whom a fault names
+void arrive(Warp *w, u32 address, u32 count, Access by);
+void complete_bytes(Warp *w, u32 address, u32 bytes, Access by);

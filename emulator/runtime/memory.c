@@ -16,8 +16,8 @@ void read_by_async_proxy(Operation *o, Cta *cta, u32 offset, u32 bytes) {
         Written last = cta->written[i];
         if (!last.when || last.when <= o->fenced || last.when <= last.writer->fenced) continue;
         Grid *grid = cta->grid;
-        if (!grid->counters.proxy_violations++ && !grid->message[0])
-            snprintf(grid->message, MESSAGE_BYTES,
+        if (!grid->counters.proxy_violations++ && !grid->run->message[0])
+            snprintf(message_of(grid), MESSAGE_BYTES,
                      "no proxy fence between a store by warp %d and the asynchronous read (PTX line %d) of shared memory %#x of cta %u",
                      last.writer->index, o->line, i * GRANULE, cta->id[0]);
     }
@@ -65,11 +65,10 @@ void load_acquire(Warp *w, Reg active, Reg64 from, int bytes, int wide, int n, c
     FOR_LANES(active) {
         check_aligned(w, "global", from[l], bytes * n);
         const u8 *memory = global(w, from[l], bytes * n);
-        acquire_global(w->cta->grid, w->racer, from[l]);
+        acquire_global(w, from[l] == from[__builtin_ctz(ballot(active))] ? ballot(active) : 1u << l, from[l]);
         for (int i = 0; i < n; i++) to_slot(w, l, bytes, wide, slots[i], memory + i * bytes);
         yield(w, FOR_GLOBAL, from[l], 0);  // a loop may wait for another value
     }
-    w->epoch++;
 }
 
 // Shared memory serves 32 words at a time, one of each bank: of all lanes, or of as many as ask for
@@ -113,7 +112,7 @@ void store_global(Warp *w, Reg active, Reg64 to, int bytes, int wide, int n, con
         for (int i = 0; i < n; i++) from_slot(w, l, bytes, wide, slots[i], memory + i * bytes);
         w->cta->grid->counters.global_store_bytes += bytes * n;
     }
-    w->cta->grid->progress++;
+    w->cta->grid->run->progress++;
 }
 
 void store_shared(Warp *w, Reg active, Reg to, int bytes, int wide, int n, const u16 *slots) {
@@ -128,7 +127,7 @@ void store_shared(Warp *w, Reg active, Reg to, int bytes, int wide, int n, const
         written(w, owner, offset, bytes * n);
         w->cta->grid->counters.shared_store_bytes += bytes * n;
     }
-    w->cta->grid->progress++;
+    w->cta->grid->run->progress++;
 }
 
 // n matrices of 8 x 8 16-bit elements: lane l holds (l / 4, 2 (l % 4)) and the next of each, and
@@ -149,7 +148,7 @@ void store_matrices(Warp *w, Reg to, int n, const u16 *slots, int transposed) {
                 written(w, owner, SHARED_OFFSET(at), 2);
             }
     w->cta->grid->counters.shared_store_bytes += 128 * n;
-    w->cta->grid->progress++;
+    w->cta->grid->run->progress++;
 }
 
 Reg atomic_global(Warp *w, Reg active, Reg64 at, Reg value, Reg swap, Atomic operation, int acquires, int releases) {
@@ -157,8 +156,8 @@ Reg atomic_global(Warp *w, Reg active, Reg64 at, Reg value, Reg swap, Atomic ope
     FOR_LANES(active) {
         check_aligned(w, "global", at[l], 4);
         u32 *word = (u32 *)global(w, at[l], 4), old = *word, x = value[l];
-        if (releases) release_global(w->cta->grid, w->racer, at[l]);
-        if (acquires) acquire_global(w->cta->grid, w->racer, at[l]);
+        if (releases) release_global(w, l, at[l]);
+        if (acquires) acquire_global(w, 1u << l, at[l]);
         switch (operation) {
         case ADD: *word = old + x; break;
         case MAX_S32: *word = (s32)x > (s32)old ? x : old; break;
@@ -170,7 +169,6 @@ Reg atomic_global(Warp *w, Reg active, Reg64 at, Reg value, Reg swap, Atomic ope
         }
         before[l] = old;
     }
-    if (acquires) w->epoch++;
-    w->cta->grid->progress++;
+    w->cta->grid->run->progress++;
     return before;
 }

@@ -57,9 +57,11 @@ NARROW(map_to_cta, (A & 0xffffffu) | B << 24)
 
 OPERATION(sync_lanes) { sync_lanes(w); }
 OPERATION(sync_threads) { sync_threads(w, A[0], B[0], o->x); }
-OPERATION(fence_inits) { fence_inits(w); }
+OPERATION(fence_inits) { fence_inits(w, *active); }
 OPERATION(cluster_arrive) { cluster_arrive(w, o->x); }
 OPERATION(cluster_wait) { cluster_wait(w); }
+OPERATION(trigger_launch) { trigger_launch(w); }
+OPERATION(wait_for_launch) { wait_for_launch(w); }
 OPERATION(shuffle) {
     Reg in_range, value = shuffle(w, *active, A, B, C, o->x, &in_range);
     set(w, active, o->to, value);
@@ -91,3 +93,5 @@ OPERATION(tcgen05_mma) {
 OPERATION(tcgen05_commit) { tcgen05_commit(w, *active, ADDRESS, o->x, B); }
 OPERATION(tcgen05_load) { tcgen05_load(w, ADDRESS, o->x, o->n, SLOTS); }
 OPERATION(tcgen05_store) { tcgen05_store(w, ADDRESS, o->x, o->n, SLOTS); }
+OPERATION(tcgen05_wait_loads) { tcgen05_wait_loads(w); }
+OPERATION(tcgen05_wait_stores) { tcgen05_wait_stores(w); }

@@ -54,9 +54,10 @@ INLINE void set64(Warp *w, const Reg *active, int slot, Reg64 value) {
     X(tma_load) X(tma_store) X(store_commit) X(store_wait) X(fence_proxy) X(nothing) X(sleep)      \
     X(mbarrier_init) X(mbarrier_arrive) X(mbarrier_arrive_expect) X(mbarrier_expect)               \
     X(mbarrier_test) X(map_to_cta) X(sync_lanes) X(sync_threads) X(fence_inits) X(cluster_arrive) X(cluster_wait) \
+    X(trigger_launch) X(wait_for_launch)                                                           \
     X(shuffle) X(ballot) X(vote_any) X(vote_all) X(reduce) X(elect) X(active_mask)                 \
     X(wgmma) X(wgmma_commit) X(wgmma_wait) X(tcgen05_alloc) X(tcgen05_dealloc) X(tcgen05_mma)      \
-    X(tcgen05_commit) X(tcgen05_load) X(tcgen05_store)
+    X(tcgen05_commit) X(tcgen05_load) X(tcgen05_store) X(tcgen05_wait_loads) X(tcgen05_wait_stores)
 
 #define DECLARE(name) OPERATION(name);
 OPERATIONS(DECLARE)

@@ -12,7 +12,7 @@ typedef struct {
     const u8 *parameters;
     const Range *ranges;
     u32 num_ranges, parameter_bytes;
-    s32 schedule, slice, omitted, race;
+    s32 schedule, slice, omitted, race, overlaps;
     u64 seed, max_instructions;
     u64 *conflicts;  // of banks, per PTX line; or NULL
 } Launch;
@@ -20,7 +20,7 @@ typedef struct {
 #define LATEST_START 64   // round in which the last CTA starts, where the schedule is random
 #define STUCK_ROUNDS 2000  // without progress, while every warp keeps waiting
 
-void stop_grid(Grid *grid) { longjmp(grid->stop, 1); }
+void stop_grid(Grid *grid) { longjmp(grid->run->stop, 1); }
 
 static int append(char *text, int n, const char *format, ...) {
     va_list arguments;
@@ -34,10 +34,11 @@ void fault(Warp *w, const char *format, ...) {
     Grid *grid = w->cta->grid;
     va_list arguments;
     va_start(arguments, format);
-    vsnprintf(grid->message, MESSAGE_BYTES, format, arguments);
+    char *message = message_of(grid);
+    vsnprintf(message, MESSAGE_BYTES, format, arguments);
     va_end(arguments);
-    int n = strlen(grid->message);
-    append(grid->message, n, " [cta %u %u %u warp %d, PTX line %d]", w->cta->id[0], w->cta->id[1], w->cta->id[2], w->index, w->line);
+    int n = strlen(message);
+    append(message, n, " [cta %u %u %u warp %d, PTX line %d]", w->cta->id[0], w->cta->id[1], w->cta->id[2], w->index, w->line);
     stop_grid(grid);
 }
 
@@ -53,12 +54,20 @@ INLINE Reg guarded(const Warp *w, Reg active, u16 guard, int negated) {
     return active & (negated ? ~w->r[guard] : w->r[guard]);
 }
 
+static void perform_next(Queue *queue, int which) {
+    Operation o = take(queue, which);
+    perform(&o);
+}
+
 static void leave(Warp *w) {
     Cta *cta = w->cta;
+    while (queued(&w->tmem_loads)) perform_next(&w->tmem_loads, 0);
+    while (queued(&w->tmem_stores)) perform_next(&w->tmem_stores, 0);
     w->status = EXITED;
     for (u32 i = 0; i < cta->num_warps; i++)
         if (cta->warps[i].status != EXITED) return;
     cta->life = ENDED;
+    cta->triggered = 1;
 }
 
 static void run_block(Warp *w, const Program *program, u32 number, Reg active) {
@@ -74,6 +83,7 @@ static void run_block(Warp *w, const Program *program, u32 number, Reg active) {
         const Op *op = &program->ops[i];
         w->line = op->line;
         if (__builtin_expect(op->synchronises && op->line == grid->omitted, 0) && op->run != op_mbarrier_test) continue;
+        if (__builtin_expect(queued(&w->tmem_loads), 0)) await_registers(w, op);
         if (op->guard == NO_SLOT) {
             op->run(w, op, &active);
         } else {
@@ -121,6 +131,7 @@ static int describe_warp(char *text, int n, Warp *w) {
     }
     if (w->status == AT_CLUSTER_BARRIER)
         return append(text, n, "at the cluster's barrier, where %u warps are, PTX line %d", w->cta->cluster[0]->cluster_barrier.arrived, w->line);
+    if (w->status == AT_LAUNCH) return append(text, n, "waits for the launch before to end, PTX line %d", w->line);
     if (!w->yielded) return append(text, n, "runs, last at PTX line %d", w->line);
     switch (w->wait.kind) {
     case FOR_MBARRIER: {
@@ -138,21 +149,17 @@ static int describe_warp(char *text, int n, Warp *w) {
 }
 
 static void stop_with_warps(Grid *grid, const char *what) {
-    int n = append(grid->message, 0, "%s", what);
+    char *message = message_of(grid);
+    int n = append(message, 0, "%s", what);
     for (u32 i = 0; i < grid->num_ctas; i++)
         for (u32 j = 0; j < grid->ctas[i].num_warps; j++) {
             Warp *w = &grid->ctas[i].warps[j];
-            if (w->status != EXITED && n < MESSAGE_BYTES - 300) n = describe_warp(grid->message, n, w);
+            if (w->status != EXITED && n < MESSAGE_BYTES - 300) n = describe_warp(message, n, w);
         }
     stop_grid(grid);
 }
 
 // ------------------------------------------------------------------------- asynchronous operations
-static void perform_next(Queue *queue, int which) {
-    Operation o = take(queue, which);
-    perform(&o);
-}
-
 static void perform_copies(Warp *w, int count) {
     while (count && queued(&w->copies)) {
         count -= w->copies.items[w->copies.first].kind != COMMIT;
@@ -166,7 +173,10 @@ static void perform_some(Grid *grid) {  // at random times, loads in any order
         for (u32 n = draw(grid, 4); n; n--) {
             if (queued(&cta->loads) && draw(grid, 2)) perform_next(&cta->loads, draw(grid, queued(&cta->loads)));
             if (queued(&cta->tensor) && draw(grid, 2)) perform_next(&cta->tensor, 0);
-            perform_copies(&cta->warps[draw(grid, cta->num_warps)], 1 + draw(grid, 64));
+            Warp *w = &cta->warps[draw(grid, cta->num_warps)];
+            perform_copies(w, 1 + draw(grid, 64));
+            if (queued(&w->tmem_loads) && draw(grid, 2)) perform_next(&w->tmem_loads, draw(grid, queued(&w->tmem_loads)));
+            if (queued(&w->tmem_stores) && draw(grid, 2)) perform_next(&w->tmem_stores, draw(grid, queued(&w->tmem_stores)));
         }
     }
 }
@@ -263,44 +273,78 @@ static void free_grid(Grid *grid) {
         Cta *cta = &grid->ctas[i];
         for (u32 j = 0; j < cta->num_warps; j++) {
             Warp *w = &cta->warps[j];
+            for (Queue *stores = &w->tmem_stores; queued(stores);) free(take(stores, 0).transfer.values);
             free(w->r), free(w->copies.items), free(w->stores.items), free(w->wgmmas.items);
+            free(w->tmem_loads.items), free(w->tmem_stores.items), free(w->loading);
         }
         free(cta->warps), free(cta->shared), free(cta->tmem), free(cta->written), free(cta->cluster);
         free(cta->loads.items), free(cta->tensor.items);
     }
-    free(grid->ctas);
+    free(grid->ctas), free(grid->warps);
 }
 
-static void run_warps(Grid *grid, const Program *program, Warp **warps, u32 count, int slice) {
-    u64 stuck = 0;
-    for (u32 left = count; left; grid->counters.rounds++) {
-        u64 progress = grid->progress, instructions = 0;
-        if (grid->schedule == RANDOM)
-            for (u32 i = count - 1; i > 0; i--) {
-                u32 j = draw(grid, i + 1);
-                Warp *w = warps[i];
-                warps[i] = warps[j], warps[j] = w;
-            }
-        left = 0;
-        u64 oldest_yield = ~0ull;
-        for (u32 i = 0; i < count; i++) {
+// Each warp's turn. Returns whether anything came of it.
+static int run_round(Grid *grid, int slice) {
+    Run *run = grid->run;
+    Warp **warps = grid->warps;
+    u64 progress = run->progress, instructions = 0, oldest_yield = ~0ull;
+    u32 left = 0;
+    if (grid->schedule == RANDOM)
+        for (u32 i = grid->num_warps - 1; i > 0; i--) {
+            u32 j = draw(grid, i + 1);
             Warp *w = warps[i];
-            instructions += w->instructions;
-            if (w->status == EXITED) continue;
-            left++;
-            if (grid->counters.rounds >= w->cta->first_round && can_run(w))
-                run_slice(w, program, grid->schedule == RANDOM ? 1 + draw(grid, slice) : slice);
-            else w->last_yield = grid->counters.rounds;
-            if (w->last_yield < oldest_yield) oldest_yield = w->last_yield;
+            warps[i] = warps[j], warps[j] = w;
         }
-        grid->counters.instructions = instructions;
-        if (instructions > grid->max_instructions) stop_with_warps(grid, "the kernel has not ended within the limit of instructions:");
-        if (grid->schedule == RANDOM) perform_some(grid);
-        if (grid->progress != progress || !left) stuck = 0;
-        else if (grid->schedule != EAGER && perform_oldest(grid)) stuck = 0;
-        else if (++stuck > STUCK_ROUNDS && oldest_yield + STUCK_ROUNDS / 2 > grid->counters.rounds)
-            stop_with_warps(grid, "deadlock: every warp waits:");
+    for (u32 i = 0; i < grid->num_warps; i++) {
+        Warp *w = warps[i];
+        instructions += w->instructions;
+        if (w->status == EXITED) continue;
+        left++;
+        if (grid->counters.rounds >= w->cta->first_round && can_run(w))
+            run_slice(w, grid->program, grid->schedule == RANDOM ? 1 + draw(grid, slice) : slice);
+        else w->last_yield = grid->counters.rounds;
+        if (w->last_yield < oldest_yield) oldest_yield = w->last_yield;
     }
+    grid->counters.instructions = instructions;
+    if (instructions > grid->max_instructions) stop_with_warps(grid, "the kernel has not ended within the limit of instructions:");
+    if (grid->schedule == RANDOM) perform_some(grid);
+    int some = run->progress != progress;
+    if (some || !left) grid->stuck = 0;
+    else if (grid->schedule != EAGER && perform_oldest(grid)) grid->stuck = 0, some = 1;
+    else if (++grid->stuck > STUCK_ROUNDS && oldest_yield + STUCK_ROUNDS / 2 > grid->counters.rounds && (!grid->before || grid->before->ended))
+        stop_with_warps(grid, "deadlock: every warp waits:");
+    grid->counters.rounds++;
+    grid->ended = !left;
+    return some;
+}
+
+static void end_launch(Grid *grid) {
+    for (u32 i = 0; i < grid->num_warps; i++)  // stores that nobody has waited for still happen
+        for (Queue *stores = &grid->warps[i]->stores; queued(stores);) perform_next(stores, 0);
+    for (u32 i = 0; i < grid->num_ctas; i++)
+        if (!all_free(&grid->ctas[i], 0, TMEM_COLUMNS)) fault(&grid->ctas[i].warps[0], "TMEM has not been deallocated");
+    grid->run->progress++;
+}
+
+static int may_start(const Grid *grid) {
+    const Grid *before = grid->before;
+    if (!before || before->ended) return 1;
+    if (!grid->overlaps || grid->schedule == EAGER) return 0;
+    for (u32 i = 0; i < before->num_ctas; i++)
+        if (!before->ctas[i].triggered) return 0;
+    return may_start(before);
+}
+
+// Late: a launch goes on only where the one behind it can do nothing without it. Random: any.
+static void run_launches(Grid *grids, int count, int slice) {
+    while (!grids[count - 1].ended)
+        for (int i = count; i-- > 0;) {
+            Grid *grid = &grids[i];
+            if (grid->ended || !may_start(grid) || (grid->schedule == RANDOM && count > 1 && draw(grid, 2))) continue;
+            int some = run_round(grid, slice);
+            if (grid->ended) end_launch(grid);
+            if (some && grid->schedule != RANDOM) break;
+        }
 }
 
 #define NAME(name) #name,
@@ -308,34 +352,43 @@ static void run_warps(Grid *grid, const Program *program, Warp **warps, u32 coun
 const char *const OPERATION_NAMES[] = {OPERATIONS(NAME) 0};
 static void (*const FUNCTIONS[])(Warp *, const Op *, const Reg *) = {OPERATIONS(FUNCTION)};
 
-// Returns whether the kernel ended without a fault; message is empty or says what is wrong.
-int run_grid(const Program *program, const Launch *launch, Counters *counters, u64 *executed, char *message) {
-    Grid grid = {.program = program, .parameters = launch->parameters, .ranges = launch->ranges, .num_ranges = launch->num_ranges,
-                 .shared_base = launch->shared_base, .parameter_bytes = launch->parameter_bytes, .schedule = launch->schedule, .omitted = launch->omitted,
-                 .random = launch->seed * 0x9E3779B97F4A7C15ull + 88172645463325252ull, .time = 1,
-                 .max_instructions = launch->max_instructions, .executed = executed, .conflicts = launch->conflicts, .message = message};
+static void make_grid(Grid *grid, const Program *program, const Launch *launch, u64 *executed) {
+    *grid = (Grid){.program = program, .parameters = launch->parameters, .ranges = launch->ranges, .num_ranges = launch->num_ranges,
+                   .shared_base = launch->shared_base, .parameter_bytes = launch->parameter_bytes, .schedule = launch->schedule, .omitted = launch->omitted,
+                   .random = launch->seed * 0x9E3779B97F4A7C15ull + 88172645463325252ull, .time = 1, .overlaps = launch->overlaps,
+                   .max_instructions = launch->max_instructions, .executed = executed, .conflicts = launch->conflicts};
     for (u32 i = 0; i < program->num_ops; i++) program->ops[i].run = FUNCTIONS[program->ops[i].function];
-    memcpy(grid.dim, launch->grid, 12), memcpy(grid.cluster, launch->cluster, 12), memcpy(grid.threads, launch->threads, 12);
-    grid.num_ctas = grid.dim[0] * grid.dim[1] * grid.dim[2];
-    grid.ctas = zeroed(grid.num_ctas * sizeof(Cta));
-    for (u32 i = 0; i < grid.num_ctas; i++) make_cta(&grid, i, program);
-    if (launch->race) race_start(&grid);
-    u32 per_cta = grid.ctas[0].num_warps, count = grid.num_ctas * per_cta;
-    Warp **warps = zeroed(count * sizeof(Warp *));
-    for (u32 i = 0; i < count; i++) warps[i] = &grid.ctas[i / per_cta].warps[i % per_cta];
+    memcpy(grid->dim, launch->grid, 12), memcpy(grid->cluster, launch->cluster, 12), memcpy(grid->threads, launch->threads, 12);
+    grid->num_ctas = grid->dim[0] * grid->dim[1] * grid->dim[2];
+    grid->ctas = zeroed(grid->num_ctas * sizeof(Cta));
+    for (u32 i = 0; i < grid->num_ctas; i++) make_cta(grid, i, program);
+    u32 per_cta = grid->ctas[0].num_warps;
+    grid->num_warps = grid->num_ctas * per_cta;
+    grid->warps = zeroed(grid->num_warps * sizeof(Warp *));
+    for (u32 i = 0; i < grid->num_warps; i++) grid->warps[i] = &grid->ctas[i / per_cta].warps[i % per_cta];
+    if (launch->race) race_start(grid);
+}
+
+// Runs `count` launches, one behind the other in a stream. Returns whether they ended without a
+// fault; message is empty or says what is wrong, with launch number *failed.
+int run_grids(int count, const Program *const *programs, const Launch *launches, Counters *counters, u64 *const *executed, char *message, int *failed) {
+    Run run = {.message = message};
+    Grid *grids = zeroed(count * sizeof(Grid));
+    for (int i = 0; i < count; i++) {
+        make_grid(&grids[i], programs[i], &launches[i], executed[i]);
+        grids[i].run = &run, grids[i].number = i, grids[i].before = i ? &grids[i - 1] : 0;
+    }
     volatile int ended = 0;
-    if (!setjmp(grid.stop)) {
-        run_warps(&grid, program, warps, count, launch->slice);
-        for (u32 i = 0; i < count; i++)  // stores that nobody has waited for still happen
-            for (Queue *stores = &grid.ctas[i / per_cta].warps[i % per_cta].stores; queued(stores);) perform_next(stores, 0);
-        for (u32 i = 0; i < grid.num_ctas; i++)
-            if (!all_free(&grid.ctas[i], 0, TMEM_COLUMNS))
-                fault(&grid.ctas[i].warps[0], "TMEM has not been deallocated");
+    if (!setjmp(run.stop)) {
+        run_launches(grids, count, launches[0].slice);
         ended = 1;
     }
-    *counters = grid.counters;
-    if (launch->race) race_end(&grid);
-    free_grid(&grid);
-    free(warps);
+    for (int i = 0; i < count; i++) {
+        counters[i] = grids[i].counters;
+        if (grids[i].race) race_end(&grids[i]);
+        free_grid(&grids[i]);
+    }
+    free(grids);
+    *failed = run.failed;
     return ended;
 }

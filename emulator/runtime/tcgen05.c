@@ -1,6 +1,8 @@
 // Blackwell's tensor core and its memory: 128 lanes of 512 columns, of which a warp reaches 32.
 #include "tensor_core.h"
 
+#include <stdlib.h>
+
 #define TMEM_LANE(address) ((address) >> 16)
 #define TMEM_COLUMN(address) ((address) & 0xffff)
 
@@ -29,9 +31,9 @@ void tcgen05_alloc(Warp *w, Reg to, Reg columns, int ctas) {
         u32 address = SHARED_OFFSET(to[0]);
         check_aligned(w, "shared", address, 4);
         Cta *owner = shared_owner(w, to[0], 4);
-        write_shared(owner, address, 4, of_lane(w, ANY_LANE));
+        write_shared(owner, address, 4, of_warp(w));
         memcpy(owner->shared + address, &first, 4);
-        w->cta->grid->progress++;
+        w->cta->grid->run->progress++;
         return;
     }
     fault(w, "tcgen05.alloc of %u columns would wait for ever: too few are free", n);
@@ -54,7 +56,7 @@ void tcgen05_dealloc(Warp *w, Reg tmem, Reg columns, int ctas) {
             check_columns(w, cta, first, n);
             memset(cta->allocated + first, GIVEN_BACK_BY_PEER, n);
             for (u32 i = first; i < first + n; i++)
-                for (int lane = 0; lane < TMEM_LANES; lane += LANES) write_tmem(cta, lane, i, of_lane(w, ANY_LANE));
+                for (int lane = 0; lane < TMEM_LANES; lane += LANES) write_tmem(cta, lane, i, of_warp(w));
         }
     }
     memset(own, NOT_ALLOCATED, n);
@@ -95,20 +97,20 @@ void perform_tcgen05_mma(Operation *o) {
 void perform_tcgen05_commit(Operation *o) {
     Tcgen05 *c = &o->tcgen05;
     Warp *w = o->issuer;
-    if (!c->multicast) arrive(w, c->mbarrier, 1, o->agent);
+    if (!c->multicast) arrive(w, c->mbarrier, 1, of_operation(o));
     for (u32 r = 0; r < MAX_CLUSTER; r++)
-        if (c->multicast >> r & 1) arrive(w, r << 24 | SHARED_OFFSET(c->mbarrier), 1, o->agent);
+        if (c->multicast >> r & 1) arrive(w, r << 24 | SHARED_OFFSET(c->mbarrier), 1, of_operation(o));
 }
 
 void tcgen05_mma(Warp *w, Reg active, Reg tmem, Reg64 a, Reg64 b, Reg instruction, Reg accumulate, int ctas) {
     FOR_LANES(active)
-        issue(&w->cta->tensor, (Operation){.kind = TCGEN05_MMA, .issuer = w, .agent = w->cta->tensor_agent,
+        issue(&w->cta->tensor, (Operation){.kind = TCGEN05_MMA, .issuer = w, .agent = w->cta->tensor_agent, .lanes = 1u << l,
             .tcgen05 = {.tmem = tmem[l], .instruction = instruction[l], .accumulate = accumulate[l], .a = a[l], .b = b[l], .ctas = ctas}});
 }
 
 void tcgen05_commit(Warp *w, Reg active, Reg mbarrier, int ctas, Reg multicast) {
     FOR_LANES(active)
-        issue(&w->cta->tensor, (Operation){.kind = TCGEN05_COMMIT, .issuer = w, .agent = w->cta->tensor_agent,
+        issue(&w->cta->tensor, (Operation){.kind = TCGEN05_COMMIT, .issuer = w, .agent = w->cta->tensor_agent, .lanes = 1u << l,
             .tcgen05 = {.mbarrier = mbarrier[l], .multicast = multicast[l], .ctas = ctas}});
 }
 
@@ -122,24 +124,71 @@ INLINE void place(TmemShape shape, int l, int i, int *row, int *column) {
     }
 }
 
-static void transfer(Warp *w, Reg tmem, TmemShape shape, int n, const u16 *slots, int store) {
+static void transfer(Operation *o) {
+    Transfer *t = &o->transfer;
+    Warp *w = o->issuer;
     Cta *cta = w->cta;
-    u32 first_lane = TMEM_LANE(tmem[0]), first_column = TMEM_COLUMN(tmem[0]);
-    if (first_lane / LANES != w->index % 4u || first_lane % (shape == ROWS_32 ? 32 : 16))
-        fault(w, "warp %d accesses TMEM lane %u; its own start at %d", w->index, first_lane, w->index % 4 * LANES);
-    for (int i = 0; i < n; i++)
+    u32 first_lane = TMEM_LANE(t->tmem), first_column = TMEM_COLUMN(t->tmem);
+    for (u32 i = 0; i < t->n; i++)
         for (int l = 0; l < LANES; l++) {
             int row = 0, column = 0;
-            place(shape, l, i, &row, &column);
+            place(t->shape, l, i, &row, &column);
             u32 at = first_column + column;
             if (at >= TMEM_COLUMNS || cta->allocated[at] != ALLOCATED) check_columns(w, cta, at, 1);
             float *cell = cta->tmem + (first_lane + row) * TMEM_COLUMNS + at;
-            if (store) write_tmem(cta, first_lane, at, of_lane(w, l));
-            else read_tmem(cta, first_lane, at, of_lane(w, l));
-            if (store) *cell = as_float(w->r[slots[i]][l]);
-            else w->r[slots[i]][l] = as_bits(*cell);
+            if (o->kind == TMEM_STORE) {
+                write_tmem(cta, first_lane, at, of_operation(o));
+                *cell = as_float(t->values[i][l]);
+            } else {
+                read_tmem(cta, first_lane, at, cta->grid->schedule == EAGER ? of_warp(w) : of_operation(o));
+                w->r[t->slots[i]][l] = as_bits(*cell);
+            }
         }
 }
 
-void tcgen05_load(Warp *w, Reg tmem, TmemShape shape, int n, const u16 *slots) { transfer(w, tmem, shape, n, slots, 0); }
-void tcgen05_store(Warp *w, Reg tmem, TmemShape shape, int n, const u16 *slots) { transfer(w, tmem, shape, n, slots, 1); }
+void perform_tmem_load(Operation *o) {
+    transfer(o);
+    for (u32 i = 0; i < o->transfer.n; i++)
+        if (o->issuer->loading) o->issuer->loading[o->transfer.slots[i]] = 0;
+}
+void perform_tmem_store(Operation *o) {
+    transfer(o);
+    free(o->transfer.values);
+}
+
+static Operation new_transfer(Warp *w, Kind kind, Reg tmem, TmemShape shape, int n, const u16 *slots) {
+    u32 first_lane = TMEM_LANE(tmem[0]);
+    if (first_lane / LANES != w->index % 4u || first_lane % (shape == ROWS_32 ? 32 : 16))
+        fault(w, "warp %d accesses TMEM lane %u; its own start at %d", w->index, first_lane, w->index % 4 * LANES);
+    return (Operation){.kind = kind, .issuer = w, .agent = w->agent, .transfer = {tmem[0], n, shape, slots, 0}};
+}
+
+// A load is behind its warp's use of a register as well as behind tcgen05.wait::ld: PTX asks for the
+// latter, but NVIDIA's own kernels leave it to the former, as ptxas does.
+void tcgen05_load(Warp *w, Reg tmem, TmemShape shape, int n, const u16 *slots) {
+    Grid *grid = w->cta->grid;
+    issue(&w->tmem_loads, new_transfer(w, TMEM_LOAD, tmem, shape, n, slots));
+    if (grid->schedule == EAGER) return;
+    if (!w->loading) w->loading = calloc(grid->program->num_slots, 1);
+    for (int i = 0; i < n; i++) w->loading[slots[i]] = 1;
+}
+
+INLINE int loads(const Warp *w, u16 slot) { return slot != NO_SLOT && w->loading[slot]; }
+
+// Before an instruction reads or writes registers.
+void await_registers(Warp *w, const Op *op) {
+    const u16 *slots = w->cta->grid->program->pool + op->list;
+    int any = loads(w, op->to) | loads(w, op->to2) | loads(w, op->a) | loads(w, op->b) | loads(w, op->c) | loads(w, op->guard);
+    for (int i = 0; i < op->n; i++) any |= loads(w, slots[i]);
+    if (any) wait_all(w, &w->tmem_loads);
+}
+
+void tcgen05_store(Warp *w, Reg tmem, TmemShape shape, int n, const u16 *slots) {
+    Operation o = new_transfer(w, TMEM_STORE, tmem, shape, n, slots);
+    o.transfer.values = aligned_alloc(sizeof(Reg), n * sizeof(Reg));
+    for (int i = 0; i < n; i++) o.transfer.values[i] = w->r[slots[i]];
+    issue(&w->tmem_stores, o);
+}
+
+void tcgen05_wait_loads(Warp *w) { wait_all(w, &w->tmem_loads); }
+void tcgen05_wait_stores(Warp *w) { wait_all(w, &w->tmem_stores); }

@@ -92,7 +92,7 @@ void perform_tma_load(Operation *o) {
             u32 element = box.map.element, bytes = (box.end - box.first) * element;
             address += (t->coordinates[0] + box.first) * element;
             memcpy(row + box.first * element, global(w, address, bytes), bytes);
-            read_global(grid, address, bytes, of_operation(o));
+            load_unordered(grid, address, bytes, of_operation(o), row + box.first * element);
         }
         u32 offset = box.offset + i * box.row_bytes;
         for (int k = 0; k < num_targets; k++) {
@@ -112,7 +112,7 @@ void perform_tma_load(Operation *o) {
         // of a pair, the CTA with the parity of the given barrier's
         u32 rank = t->pair ? (targets[k]->rank & ~1u) | (SHARED_RANK(mbarrier) & 1) : targets[k]->rank;
         if (t->multicast) mbarrier = rank << 24 | SHARED_OFFSET(mbarrier);
-        complete_bytes(w, mbarrier, bytes, o->agent);
+        complete_bytes(w, mbarrier, bytes, of_operation(o));
     }
 }
 
@@ -146,7 +146,7 @@ void tma_load(Warp *w, Reg active, Reg64 descriptor, int rank, const Reg *coordi
     FOR_LANES(active) {
         Tma t = {.descriptor = descriptor[l], .shared = to[l], .mbarrier = mbarrier[l], .multicast = multicast[l], .pair = pair, .gather = gather};
         for (int i = 0; i < rank; i++) t.coordinates[i] = coordinates[i][l];
-        issue(&w->cta->loads, (Operation){.kind = TMA_LOAD, .issuer = w, .agent = w->cta->load_agent, .tma = t});
+        issue(&w->cta->loads, (Operation){.kind = TMA_LOAD, .issuer = w, .agent = w->cta->load_agent, .lanes = 1u << l, .tma = t});
     }
 }
 
@@ -154,6 +154,6 @@ void tma_store(Warp *w, Reg active, Reg64 descriptor, int rank, const Reg *coord
     FOR_LANES(active) {
         Tma t = {.descriptor = descriptor[l], .shared = from[l]};
         for (int i = 0; i < rank; i++) t.coordinates[i] = coordinates[i][l];
-        issue(&w->stores, (Operation){.kind = TMA_STORE, .issuer = w, .agent = w->agent, .tma = t});
+        issue(&w->stores, (Operation){.kind = TMA_STORE, .issuer = w, .agent = w->agent, .lanes = 1u << l, .tma = t});
     }
 }

@@ -44,7 +44,7 @@ u32 reduce(Reg active, Reg value, Reduction reduction) {
     return result;
 }
 
-void sync_lanes(Warp *w) { w->epoch++; }
+void sync_lanes(Warp *w) { meet(w); }
 
 void sync_threads(Warp *w, u32 id, u32 threads, int wait) {
     Cta *cta = w->cta;
@@ -53,50 +53,62 @@ void sync_threads(Warp *w, u32 id, u32 threads, int wait) {
     if (threads % LANES) fault(w, "barrier %u of %u threads: not whole warps", id, threads);
     Barrier *barrier = &cta->barriers[id];
     w->barrier = id, w->generation = barrier->generation;
-    w->epoch++;
     barrier->arrived += LANES;
-    release(cta->grid, w->racer, &barrier->clock);
-    cta->grid->progress++;
+    if (wait) meet(w);
+    release(cta->grid, of_warp(w), &barrier->clock);
+    cta->grid->run->progress++;
     if (barrier->arrived > threads) fault(w, "barrier %u: more than %u threads arrive", id, threads);
     if (barrier->arrived == threads) {
         barrier->arrived = 0;
         barrier->generation++;
-        if (wait) acquire(cta->grid, w->racer, barrier->clock);
+        if (wait) acquire(w, ~0u, barrier->clock);
     } else if (wait) {
         w->status = AT_NAMED_BARRIER;
     }
 }
 
 // Taken to order all that came before, not only the inits.
-void fence_inits(Warp *w) { release(w->cta->grid, w->racer, &w->initialised); }
+void fence_inits(Warp *w, Reg active) {
+    FOR_LANES(active) release(w->cta->grid, of_lane(w, l), &w->initialised);
+}
 
 void cluster_arrive(Warp *w, int releases) {
     Cta *cta = w->cta, *first = cta->cluster[0];
     Barrier *barrier = &first->cluster_barrier;
     w->generation = barrier->generation;
-    if (releases) release(cta->grid, w->racer, &barrier->clock);
+    if (releases) release(cta->grid, of_warp(w), &barrier->clock);
     else pass_on(cta->grid, w->initialised, &barrier->clock);
     if (++barrier->arrived == cta->num_warps * cta->cluster_size) {
         barrier->arrived = 0;
         barrier->generation++;
     }
-    cta->grid->progress++;
+    cta->grid->run->progress++;
 }
 
 void cluster_wait(Warp *w) {
-    w->epoch++;
     w->status = AT_CLUSTER_BARRIER;
     can_run(w);
+}
+
+void trigger_launch(Warp *w) { w->cta->triggered = 1; }
+
+void wait_for_launch(Warp *w) {
+    const Grid *before = w->cta->grid->before;
+    if (before && !before->ended) w->status = AT_LAUNCH;
 }
 
 int can_run(Warp *w) {
     Barrier *barrier;
     if (w->status == RUNNING) return 1;
     if (w->status == EXITED) return 0;
+    if (w->status == AT_LAUNCH) {
+        if (w->cta->grid->before->ended) w->status = RUNNING;
+        return w->status == RUNNING;
+    }
     if (w->status == AT_NAMED_BARRIER) barrier = &w->cta->barriers[w->barrier];
     else barrier = &w->cta->cluster[0]->cluster_barrier;
     if (barrier->generation == w->generation) return 0;
     w->status = RUNNING;
-    acquire(w->cta->grid, w->racer, barrier->clock);
+    acquire(w, ~0u, barrier->clock);
     return 1;
 }

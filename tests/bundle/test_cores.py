@@ -1,13 +1,12 @@
-"""Without a GPU: native solutions run in this process, simulated ones in processes beside it."""
+"""Without a GPU: native solutions run one by one, simulated ones beside each other."""
 
 import multiprocessing
 
 import pytest
 from bundle.dataset.loading import load_dataset
 from bundle.harness import make_config
-from bundle.runs import cores
+from bundle.runs import cores, cpu_runner
 from bundle.runs.cores import Cores
-from bundle.runs.gpus import GpuProcess
 from bundle.runs.jobs import Finished, Job, Started, split
 from conftest import HAS_CUDA
 from toy_bundle import DEFINITION, control, make_bundle, packed
@@ -32,7 +31,7 @@ def bundle(tmp_path):
 
 def ran(root, jobs):
     """(solution, workload, worker) of every job, and all statuses."""
-    places = Cores(root, None, lambda name: GpuProcess("", name, root))
+    places = Cores(root, None)
     try:
         events = list(places.run(jobs, CONFIG))
     finally:
@@ -47,18 +46,33 @@ def ran(root, jobs):
 
 
 def test_simulated_solutions_run_beside_each_other_and_after_native_ones(bundle, monkeypatch):
-    monkeypatch.setattr(cores, "PROCESS_BYTES", 0)
+    monkeypatch.setattr(cores, "BYTES", 0)
     monkeypatch.setattr(cores.os, "cpu_count", lambda: 2)
     started, statuses, count = ran(*bundle)
-    assert started[:2] == [("native", "workload-3", ""), ("native", "workload-8", "")]
-    assert started[2][:2] == ("interpreted", "workload-8")  # the larger one first
-    assert {worker for *_, worker in started[2:]} <= {"process 1", "process 2"}
+    assert [name for name, *_ in started] == ["native", "interpreted"] * 2  # one workload at a time
+    assert [worker for name, _, worker in started if name == "native"] == ["", ""]
+    assert {w for name, _, w in started if name == "interpreted"} <= {"thread 1", "thread 2"}
     assert (statuses, count) == ({"PASSED"}, 4)
     assert not multiprocessing.active_children()
 
 
+def test_the_solutions_of_a_workload_share_its_baseline(bundle, monkeypatch):
+    built = []
+    original = cpu_runner.build_baseline
+
+    def build(definition, workload, *rest):
+        built.append(workload.uuid)
+        return original(definition, workload, *rest)
+
+    monkeypatch.setattr(cores, "BYTES", 0)
+    monkeypatch.setattr(cores.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(cpu_runner, "build_baseline", build)
+    ran(*bundle)
+    assert built == ["workload-3", "workload-8"]
+
+
 def test_with_little_memory_all_run_one_by_one(bundle, monkeypatch):
-    monkeypatch.setattr(cores, "PROCESS_BYTES", 1 << 60)
+    monkeypatch.setattr(cores, "BYTES", 1 << 60)
     started, statuses, count = ran(*bundle)
     assert {worker for *_, worker in started} == {""}
     assert (statuses, count) == ({"PASSED"}, 4)

@@ -14,6 +14,8 @@ keeps what they decide: statuses, tolerances, logs, time limit. It differs from 
 from __future__ import annotations
 
 import ast
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -62,9 +64,10 @@ def cpu_benchmark(
     config: BenchmarkConfig,
     limits: Limits | None = None,
     emulated: str | None = None,
+    baselines: Baselines | None = None,
 ) -> Benchmark:
     """The harness's Benchmark with a CpuRunner."""
-    runner = CpuRunner(limits or default_limits(config), emulated)
+    runner = CpuRunner(limits or default_limits(config), emulated, baselines)
     return benchmark_with(runner, trace_set, config)
 
 
@@ -80,18 +83,41 @@ def free_memory() -> int:
     raise RuntimeError("/proc/meminfo: expected a line MemAvailable, found none")
 
 
-class CpuRunner(Runner):
-    """Evaluates solutions one by one; keeps the last workload's baseline."""
+class Baselines:
+    """The last workload's baseline, for the runners in all threads of this process."""
 
-    def __init__(self, limits: Limits, emulated: str | None = None) -> None:
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._last: Baseline | None = None
+        self._key: tuple[str, str] | None = None
+
+    def get(self, key: tuple[str, str], build: Callable[[], Baseline]) -> Baseline:
+        """The baseline of `key`, definition and workload; built if the last was another's."""
+        with self._lock:
+            if self._last is None or self._key != key:
+                self.forget()  # frees the last one's inputs first
+                self._last = build()
+                self._key = key
+            return self._last
+
+    def forget(self) -> None:
+        self._last = self._key = None
+
+
+class CpuRunner(Runner):
+    """Evaluates solutions one by one."""
+
+    def __init__(
+        self, limits: Limits, emulated: str | None = None, baselines: Baselines | None = None
+    ) -> None:
         """limits: of each solution, and of each trial of the reference. emulated: the architecture
-        of the GPU to emulate for solutions in CuTe DSL, such as sm_90a; None: they cannot run."""
+        of the GPU to emulate for solutions in CuTe DSL, such as sm_90a; None: they cannot run.
+        baselines: shared with other runners."""
         hide_memory()
         self._limits = limits
         self._emulated = emulated
+        self._baselines = baselines or Baselines()
         self._launcher: Launcher | None = None
-        self._baseline: Baseline | None = None
-        self._baseline_of: tuple[str, str] | None = None
 
     def run_workload(
         self,
@@ -104,15 +130,14 @@ class CpuRunner(Runner):
         """Raises RuntimeError if the reference itself fails, as the harness's runners do."""
         evaluations = {}
         for solution in solutions:
-            key = (definition.name, workload.uuid)
-            if self._baseline is None or self._baseline_of != key:
-                self._baseline = self._baseline_of = None  # frees the last one's inputs first
-                self._baseline = build_baseline(
+            baseline = self._baselines.get(
+                (definition.name, workload.uuid),
+                lambda: build_baseline(
                     definition, workload, config, root, self._ready_launcher(), self._limits
-                )
-                self._baseline_of = key
+                ),
+            )
             subject = emulation.subject(definition, solution, self._emulated)
-            result = evaluate(subject, self._baseline, self._ready_launcher(), self._limits)
+            result = evaluate(subject, baseline, self._ready_launcher(), self._limits)
             if subject.emulated is not None:
                 environment = result.environment
                 environment.hardware = marked(environment.hardware, subject.emulated)
@@ -120,9 +145,8 @@ class CpuRunner(Runner):
         return evaluations
 
     def close(self) -> None:
-        if self._launcher is not None:
-            self._launcher.close()
-        self._launcher = self._baseline = self._baseline_of = None
+        self.close_launcher()
+        self._baselines.forget()
 
     def _ready_launcher(self) -> Launcher:
         """A living launcher; one more attempt, as something may have killed the first."""

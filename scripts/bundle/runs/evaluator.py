@@ -16,7 +16,7 @@ from ..dataset.replicas import prepare
 from ..harness import env_snapshot
 from ..machine import this_hardware
 from ..paths import BadInput, check_root
-from .cpu_runner import cpu_benchmark
+from .cpu_runner import Baselines, cpu_benchmark
 from .jobs import Event, Finished, Job, Started, evaluate
 from .provenance import CLOCKS, MACHINE, POWER_LIMIT, facts
 from .requirements import current_device, refusals
@@ -26,12 +26,20 @@ from .worker import Machine
 class Evaluator:
     """The harness's Benchmark, started at the first job; its GPU is the first that is visible."""
 
-    def __init__(self, root: Path, emulated: str | None = None, name: str = "") -> None:
+    def __init__(
+        self,
+        root: Path,
+        emulated: str | None = None,
+        name: str = "",
+        baselines: Baselines | None = None,
+    ) -> None:
         """root: of the dataset.
         emulated: the architecture to emulate for CuTe DSL without a GPU, such as sm_90a.
         name: of this GPU among others, to be noted in its traces.
+        baselines: without a GPU, shared with other evaluators in this process.
         """
         self._root = check_root(root)
+        self._baselines = baselines
         self._name = name
         self._benchmark: Benchmark | None = None
         if name:  # in a process of its own
@@ -76,7 +84,9 @@ class Evaluator:
         trace_set = TraceSet(root=self._root)
         if self._device.is_cuda:
             return Benchmark(trace_set, config)
-        return cpu_benchmark(trace_set, config, emulated=self._device.emulated)
+        return cpu_benchmark(
+            trace_set, config, emulated=self._device.emulated, baselines=self._baselines
+        )
 
 
 class Here:

@@ -15,6 +15,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from .processes import descendants, end_descendants, inherit_orphans
 
@@ -44,6 +45,8 @@ class Launcher:
     connection: socket.socket
     others: set[int]
     """Children that this process had before."""
+    _living: ClassVar[set[int]] = set()
+    """The pids of this process's launchers, of which each thread may have one."""
 
     @classmethod
     def start(cls) -> Launcher:
@@ -58,6 +61,7 @@ class Launcher:
                 pass_fds=[theirs.fileno()], start_new_session=True,
             )  # fmt: skip
             launcher = cls(process, ours, others)
+            cls._living.add(process.pid)
             theirs.close()
             ours.settimeout(START_SECONDS)
             try:
@@ -111,4 +115,5 @@ class Launcher:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        end_descendants(spared=self.others)
+        self._living.discard(self.process.pid)
+        end_descendants(spared=self.others | self._living)
