@@ -175,7 +175,10 @@ def test_memory_of_a_peer_that_is_not_there_is_refused(body, message):
 
 
 ALLOCATE = f"{SHARED}tcgen05.alloc.cta_group::2.sync.aligned.shared::cta.b32 [%r0], 32;\n"
-USE = "ld.shared.b32 %r1, [%r0];\ntcgen05.st.sync.aligned.32x32b.x1.b32 [%r1], {%r2};\n"
+USE = (
+    "ld.shared.b32 %r1, [%r0];\ntcgen05.st.sync.aligned.32x32b.x1.b32 [%r1], {%r2};\n"
+    "tcgen05.wait::st.sync.aligned;\n"
+)
 FREE = "tcgen05.dealloc.cta_group::2.sync.aligned.b32 %r1, 32;\n"
 
 
