@@ -17,21 +17,9 @@ _TAKES_OUTPUT = "output" in signature(trtllm_fp8_block_scale_moe).parameters
 _tuned: set[torch.device] = set()  # devices whose tile sizes have been measured in this process
 
 
-def _call(
-    geometry: Geometry,
-    logits,
-    bias,
-    hidden,
-    hidden_scale,
-    w1,
-    w1_scale,
-    w2,
-    w2_scale,
-    offset: int,
-    factor: float,
-    output,
-) -> None:
+def _call(geometry: Geometry, inputs: tuple, output: torch.Tensor) -> None:
     """One call of the library; names and defaults hold in FlashInfer 0.6.13 to 0.7.2."""
+    logits, bias, hidden, hidden_scale, w1, w1_scale, w2, w2_scale, offset, factor = inputs
     result = trtllm_fp8_block_scale_moe(
         routing_logits=logits,
         routing_bias=bias,
@@ -60,30 +48,15 @@ def _call(
         output.copy_(result if isinstance(result, torch.Tensor) else result[0])
 
 
-def moe(
-    geometry: Geometry,
-    logits,
-    bias,
-    hidden,
-    hidden_scale,
-    w1,
-    w1_scale,
-    w2,
-    w2_scale,
-    offset: int,
-    factor: float,
-    output,
-) -> None:
-    """The whole layer; see `run` for the arguments.
+def moe(geometry: Geometry, inputs: tuple, output: torch.Tensor) -> None:
+    """The whole layer at any geometry, T > 0; inputs and output are checked already.
 
     The first call on a device measures the library's tile sizes for every power of two of tokens
     (some seconds); later calls only look them up.
     """
-    arguments = (geometry, logits, bias, hidden, hidden_scale, w1, w1_scale, w2, w2_scale, offset,
-                 factor, output)  # fmt: skip
-    if logits.device in _tuned:
-        _call(*arguments)
+    if output.device in _tuned:
+        _call(geometry, inputs, output)
         return
     with autotune(True):
-        _call(*arguments)
-    _tuned.add(logits.device)
+        _call(geometry, inputs, output)
+    _tuned.add(output.device)

@@ -66,25 +66,13 @@ _prepare = Launcher(
 )
 
 
-def moe(
-    geometry: Geometry,
-    logits,
-    bias,
-    hidden,
-    hidden_scale,
-    w1,
-    w1_scale,
-    w2,
-    w2_scale,
-    offset: int,
-    factor: float,
-    output,
-) -> None:
-    """The whole layer at any geometry, T > 0; see `run` for the arguments.
+def moe(geometry: Geometry, inputs: tuple, output: torch.Tensor) -> None:
+    """The whole layer at any geometry, T > 0; inputs and output are checked already.
 
     The library knows the local experts as a multiple of their number (ep_rank). Any offset will
     do, as the experts are renumbered (id - offset) modulo num_experts: rank 0 has the local ones.
     """
+    logits, bias, hidden, hidden_scale, w1, w1_scale, w2, w2_scale, offset, factor = inputs
     (num_tokens, h), top_k, device = hidden.shape, geometry.top_k, hidden.device
     weights = torch.empty((num_tokens, top_k), dtype=torch.float32, device=device)
     ids = torch.empty((num_tokens, top_k), dtype=torch.int32, device=device)

@@ -34,7 +34,7 @@ def moe(geometry: Geometry, inputs: tuple, output: torch.Tensor) -> None:
     """
     inputs = checked_inputs(geometry, inputs, output)
     if output.shape[0] > 0:
-        _layer(output.device)(geometry, *inputs, output)
+        _layer(output.device)(geometry, inputs, output)
 
 
 def run(

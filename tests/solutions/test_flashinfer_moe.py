@@ -10,7 +10,7 @@ from inspect import signature
 import pytest
 import torch
 import torch.nn.functional as F
-from layers import DEVICE, REFERENCE, ROUTES, TOY, assert_close, call, inputs, routed_to
+from layers import DEVICE, REFERENCE, ROUTES, TOY, assert_close, at_toy, call, inputs, routed_to
 from real_layer import assert_close_to_torch, real_inputs, run_real
 
 pytest.importorskip("flashinfer")
@@ -128,13 +128,13 @@ def blackwell_layer(monkeypatch, takes_output: bool, wrap=lambda result: result)
         blackwell, "trtllm_fp8_block_scale_moe", with_output if takes_output else stand_in
     )
     monkeypatch.setattr(blackwell, "_tuned", set())
-    return lambda *arguments: blackwell.moe(TOY, *arguments)
+    return at_toy(blackwell.moe)
 
 
 def hopper_layer(monkeypatch):
     for name, compute in {"fused_topk_deepseek": topk, "cutlass_fused_moe": cutlass}.items():
         monkeypatch.setattr(hopper, name, StandIn(getattr(hopper, name), compute))
-    return lambda *arguments: hopper.moe(TOY, *arguments)
+    return at_toy(hopper.moe)
 
 
 LAYERS = {
