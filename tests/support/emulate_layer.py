@@ -28,8 +28,8 @@ from emulator import (  # noqa: E402
     Buffers,
     Emulator,
     HostProgram,
-    KernelError,
     emulated_launch,
+    mutants,
     random_schedules,
 )
 from solutions.common.cutedsl.config import (  # noqa: E402
@@ -48,6 +48,7 @@ from solutions.torch_moe.main import dequantize  # noqa: E402
 EXPERTS, LOCAL, OFFSET, FACTOR, TOP_K = 256, 32, 64, 2.5, 8
 E4M3_MAX, MIN_AMAX = 448.0, 1e-10
 FP8 = torch.float8_e4m3fn
+MOST_INSTRUCTIONS = 10_000_000  # of a kernel without a synchronisation
 ALL = CONFIGS if BACKEND == 90 else CONFIGS_100
 
 
@@ -205,38 +206,15 @@ def run(call: Call) -> dict:
         "seconds": round(seconds / len(schedules), 2),
     }
     if call.mutate:
-        facts["mutants"] = mutants(host.module.kernels[runs[-1].config.kernel], emulate, output)
+
+        def written(emulator: Emulator) -> str:
+            emulate(emulator)
+            return _digest(output)
+
+        kernel = host.module.program(runs[-1].config.kernel)
+        found = mutants(kernel, written, MOST_INSTRUCTIONS)
+        facts["mutants"] = [(each.form, each.line, each.noticed or "nothing") for each in found]
     return facts
-
-
-SYNCHRONISATIONS = (
-    "mbarrier.arrive", "mbarrier.try_wait", "mbarrier.init", "fence.proxy", "bar.sync", "barrier",
-    "tcgen05.commit", "tcgen05.wait", "tcgen05.fence", "cp.async.mbarrier", "cp.async.wait_group",
-    "cp.async.bulk.wait_group",
-)  # fmt: skip
-
-
-def mutants(kernel, emulate, output) -> list[tuple[str, int, str]]:
-    """(instruction, line, what noticed its omission) of each synchronisation of a kernel."""
-    expected, found = _digest(output), []
-    lines = {
-        instruction.line: instruction.form
-        for instruction in kernel.body
-        if not isinstance(instruction, str) and instruction.form.startswith(SYNCHRONISATIONS)
-    }
-    for line, form in lines.items():
-        noticed = "nothing"
-        for schedule in [EAGER, LAZY, *random_schedules(4)]:
-            try:
-                emulate(Emulator(schedule, race=True, omit=line, max_instructions=10_000_000))
-            except KernelError as error:
-                noticed = str(error).splitlines()[0]
-                break
-            if _digest(output) != expected:
-                noticed = "wrong result"
-                break
-        found.append((form, line, noticed))
-    return found
 
 
 def _bits(tensor: torch.Tensor) -> np.ndarray:

@@ -29,14 +29,16 @@ from ..compilation import compile_launch
 from ..device import vector
 from ..padded_operands import (
     BLOCK,
-    MAX_EXPERTS,
     POINTERS,
+    Atoms,
+    Tensors,
+    loads_into,
+    offsets_tensor,
     partition,
-    slot_layout,
     store_chunk,
     swizzle,
-    swizzled,
-    tma_tensors,
+    tile_list,
+    tma_operands,
 )
 from ..ring import Ring, consumer_state, producer_state
 from ..tile_scheduler import GEMM1, Tile, TileList
@@ -140,23 +142,13 @@ class PaddedGemmKernel:
         stream: cuda.CUstream,
     ):
         t = self.tile
-        a_tensor, scale_tensor, b_tensor, c_tensor = tma_tensors(
-            a, a_scale, b, c, experts, max_m, n, k
-        )
         # a pair's loads all arrive at its first block's barrier
         group = tcgen05.CtaGroup.TWO if t.cluster == 2 else tcgen05.CtaGroup.ONE
-        load, load_scale = cpasync.CopyBulkTensorTileG2SOp(group), cpasync.CopyBulkTensorTileG2SOp()
+        loads = cpasync.CopyBulkTensorTileG2SOp(group), cpasync.CopyBulkTensorTileG2SOp()
         box = (BOX_ROWS, t.box_columns)
-        operands = [
-            cpasync.make_tiled_tma_atom(load, a_tensor, swizzled(ROWS, BLOCK, 8), (ROWS, BLOCK)),
-            cpasync.make_tiled_tma_atom(load_scale, scale_tensor, cute.make_layout(ROWS), (ROWS,)),
-            cpasync.make_tiled_tma_atom(
-                load, b_tensor, swizzled(t.own_columns, BLOCK, 8), (t.own_columns, BLOCK)
-            ),
-            cpasync.make_tiled_tma_atom(
-                cpasync.CopyBulkTensorTileS2GOp(), c_tensor, swizzled(*box, box[1] // 8), box
-            ),
-        ]
+        atoms, tensors = tma_operands(
+            (a, a_scale, b, c), (experts, max_m, n, k), loads, ROWS, t.own_columns, box
+        )
 
         @cute.struct
         class Shared:
@@ -176,10 +168,7 @@ class PaddedGemmKernel:
             ]
 
         self.shared = Shared
-        atoms, tensors = zip(*operands, strict=True)
-        self.kernel(
-            *atoms, *tensors, b_scale, offsets, experts, n // BLOCK, k // BLOCK
-        ).launch(
+        self.kernel(atoms, tensors, b_scale, offsets, experts, n // BLOCK, k // BLOCK).launch(
             grid=(self.clusters * t.cluster, 1, 1), cluster=(t.cluster, 1, 1),
             block=(THREADS, 1, 1), min_blocks_per_mp=1, stream=stream,
         )  # fmt: skip
@@ -187,14 +176,8 @@ class PaddedGemmKernel:
     @cute.kernel
     def kernel(
         self,
-        load_a: cute.CopyAtom,
-        load_scale: cute.CopyAtom,
-        load_b: cute.CopyAtom,
-        store_c: cute.CopyAtom,
-        a: cute.Tensor,
-        a_scale: cute.Tensor,
-        b: cute.Tensor,
-        c: cute.Tensor,
+        atoms: Atoms,
+        tensors: Tensors,
         b_scale: cute.Pointer,
         offsets: cute.Pointer,
         experts: Int32,
@@ -217,7 +200,7 @@ class PaddedGemmKernel:
             cute.arch.cluster_arrive_relaxed()
             cute.arch.cluster_wait()
         if warp == 0:
-            for atom in (load_a, load_scale, load_b, store_c):
+            for atom in atoms:
                 cpasync.prefetch_descriptor(atom)
             tmem.allocate(t.sums * t.block_n, shared.tmem.data_ptr(), t.cluster)
         self.sync()
@@ -225,16 +208,15 @@ class PaddedGemmKernel:
         if warp < PROMOTING_WARPS:
             cute.arch.setmaxregister_increase(PROMOTING_REGISTERS)
             self.promote(
-                scales, sums, shared, memory, warp, store_c, c, b_scale, offsets, experts, n_blocks,
-                k_blocks,
+                scales, sums, shared, memory, warp, atoms.c, tensors.c, b_scale, offsets, experts,
+                n_blocks, k_blocks,
             )  # fmt: skip
         else:
             cute.arch.setmaxregister_decrease(OTHER_REGISTERS)
             if warp == TMA_WARP:
                 self.load(
-                    slots, scales, shared, load_a, load_scale, load_b, a, a_scale, b, offsets,
-                    experts, n_blocks, k_blocks,
-                )  # fmt: skip
+                    slots, scales, shared, atoms, tensors, offsets, experts, n_blocks, k_blocks
+                )
             elif warp == MMA_WARP and self.rank() == 0:
                 self.multiply(slots, sums, shared, memory, offsets, experts, n_blocks, k_blocks)
         self.sync()  # till then the other block reads and writes here
@@ -256,40 +238,27 @@ class PaddedGemmKernel:
 
     def tile_list(self, offsets, experts, n_blocks) -> TileList:
         """Every role has its own: no register holds it while the roles part."""
-        t = self.tile
-        # the list's second GEMM is not wanted: its first tile ends the walk
-        return TileList.load(
-            cute.make_tensor(offsets, cute.make_layout(MAX_EXPERTS + 1)), experts, t.block_m,
-            ROWS, cute.ceil_div(n_blocks * BLOCK, t.block_n), 1, 1,
-        )  # fmt: skip
+        return tile_list(offsets, experts, n_blocks, self.tile.block_m, self.tile.block_n, ROWS)
 
     def first_tile(self) -> Int32:
         return cute.arch.block_idx()[0] // self.tile.cluster
 
     def first_row(self, tile: Tile, offsets) -> Int32:
         """First row of this block's part of the tile within the expert."""
-        first = cute.make_tensor(offsets, cute.make_layout(MAX_EXPERTS + 1))[tile.expert]
-        return tile.row - first + self.rank() * ROWS
+        return tile.row - offsets_tensor(offsets)[tile.expert] + self.rank() * ROWS
 
     # -------------------------------------------------------------------------------------- loads
 
     @cute.jit
     def load(
-        self, slots: Ring, scales: Ring, shared, load_a, load_scale, load_b, a, a_scale, b,
-        offsets, experts, n_blocks, k_blocks,
+        self, slots: Ring, scales: Ring, shared, atoms: Atoms, tensors: Tensors, offsets, experts,
+        n_blocks, k_blocks,
     ):  # fmt: skip
         """Keep the rings filled with the slots of this block's tiles."""
         t = self.tile
-        smem_a = shared.a.get_tensor(slot_layout(ROWS, t.num_stages), swizzle=swizzle(8))
-        smem_b = shared.b.get_tensor(slot_layout(t.own_columns, t.num_stages), swizzle=swizzle(8))
-        smem_scale = shared.a_scale.get_tensor(cute.make_layout((ROWS, SCALE_SLOTS)))
-        # (box, row tile, column block, expert); for the scales (box, row tile, expert, block)
-        gmem_a = cute.local_tile(a, (ROWS, BLOCK), (None, None, None))
-        gmem_b = cute.local_tile(b, (t.own_columns, BLOCK), (None, None, None))
-        gmem_scale = cute.local_tile(a_scale, (ROWS,), (None, None, None))
-        to_a, from_a = partition(load_a, smem_a, gmem_a, 2)
-        to_b, from_b = partition(load_b, smem_b, gmem_b, 2)
-        to_scale, from_scale = partition(load_scale, smem_scale, gmem_scale, 1)
+        (to_a, from_a), (to_b, from_b), (to_scale, from_scale) = loads_into(
+            shared, atoms, tensors, ROWS, t.own_columns, t.num_stages, SCALE_SLOTS
+        )
         slot, scale_slot = producer_state(t.num_stages), producer_state(SCALE_SLOTS)
         tiles = self.tile_list(offsets, experts, n_blocks)
         index = self.first_tile()
@@ -306,11 +275,11 @@ class PaddedGemmKernel:
                             barrier, t.cluster * BLOCK * (ROWS + t.own_columns)
                         )
                 cute.copy(
-                    load_b, from_b[None, column, k, tile.expert], to_b[None, slot.index],
+                    atoms.b, from_b[None, column, k, tile.expert], to_b[None, slot.index],
                     tma_bar_ptr=barrier,
                 )  # fmt: skip
                 cute.copy(
-                    load_a, from_a[None, row, k, tile.expert], to_a[None, slot.index],
+                    atoms.a, from_a[None, row, k, tile.expert], to_a[None, slot.index],
                     tma_bar_ptr=barrier,
                 )  # fmt: skip
                 slot.advance()
@@ -319,7 +288,7 @@ class PaddedGemmKernel:
                 with cute.arch.elect_one():
                     cute.arch.mbarrier_arrive_and_expect_tx(barrier, 4 * ROWS)
                 cute.copy(
-                    load_scale, from_scale[None, row, tile.expert, k],
+                    atoms.a_scale, from_scale[None, row, tile.expert, k],
                     to_scale[None, scale_slot.index], tma_bar_ptr=barrier,
                 )  # fmt: skip
                 scale_slot.advance()

@@ -30,14 +30,17 @@ from ..compilation import compile_launch
 from ..device import vector
 from ..padded_operands import (
     BLOCK,
-    MAX_EXPERTS,
     POINTERS,
+    Atoms,
+    Tensors,
+    loads_into,
+    offsets_tensor,
     partition,
     slot_layout,
     store_chunk,
     swizzle,
-    swizzled,
-    tma_tensors,
+    tile_list,
+    tma_operands,
 )
 from ..ring import Ring, consumer_state, producer_state
 from ..tile_scheduler import GEMM1, Tile, TileList
@@ -144,27 +147,11 @@ class PaddedGemmKernel:
         stream: cuda.CUstream,
     ):
         t = self.tile
-        a_tensor, scale_tensor, b_tensor, c_tensor = tma_tensors(
-            a, a_scale, b, c, experts, max_m, n, k
-        )
-        load, store = cpasync.CopyBulkTensorTileG2SOp(), cpasync.CopyBulkTensorTileS2GOp()
-        operands = [
-            cpasync.make_tiled_tma_atom(
-                load, a_tensor, swizzled(t.block_m, BLOCK, 8), (t.block_m, BLOCK)
-            ),
-            cpasync.make_tiled_tma_atom(
-                load, scale_tensor, cute.make_layout(t.block_m), (t.block_m,)
-            ),
-            cpasync.make_tiled_tma_atom(
-                load, b_tensor, swizzled(t.block_n, BLOCK, 8), (t.block_n, BLOCK)
-            ),
-            cpasync.make_tiled_tma_atom(
-                store,
-                c_tensor,
-                swizzled(WARPGROUP_ROWS, t.box_columns, t.box_columns // 8),
-                (WARPGROUP_ROWS, t.box_columns),
-            ),
-        ]
+        load = cpasync.CopyBulkTensorTileG2SOp()
+        atoms, tensors = tma_operands(
+            (a, a_scale, b, c), (experts, max_m, n, k), (load, load), t.block_m, t.block_n,
+            (WARPGROUP_ROWS, t.box_columns),
+        )  # fmt: skip
         c_size = CONSUMERS * t.boxes * WARPGROUP_ROWS * t.box_columns
 
         @cute.struct
@@ -180,9 +167,8 @@ class PaddedGemmKernel:
             c: cute.struct.Align[cute.struct.MemRange[BFloat16, c_size], 1024]
 
         self.shared = Shared
-        atoms, tensors = zip(*operands, strict=True)
         self.kernel(
-            *atoms, *tensors, self.tiled_mma(), b_scale, offsets, experts, n // BLOCK, k // BLOCK
+            atoms, tensors, self.tiled_mma(), b_scale, offsets, experts, n // BLOCK, k // BLOCK
         ).launch(
             grid=(self.num_sms, 1, 1), block=(THREADS, 1, 1), min_blocks_per_mp=1, stream=stream
         )
@@ -190,14 +176,8 @@ class PaddedGemmKernel:
     @cute.kernel
     def kernel(
         self,
-        load_a: cute.CopyAtom,
-        load_scale: cute.CopyAtom,
-        load_b: cute.CopyAtom,
-        store_c: cute.CopyAtom,
-        a: cute.Tensor,
-        a_scale: cute.Tensor,
-        b: cute.Tensor,
-        c: cute.Tensor,
+        atoms: Atoms,
+        tensors: Tensors,
         tiled_mma: cute.TiledMma,
         b_scale: cute.Pointer,
         offsets: cute.Pointer,
@@ -214,45 +194,30 @@ class PaddedGemmKernel:
             ring.init(1, 4 * CONSUMERS)
             cute.arch.mbarrier_init_fence()
         if warp == 0:
-            for atom in (load_a, load_scale, load_b, store_c):
+            for atom in atoms:
                 cpasync.prefetch_descriptor(atom)
         cute.arch.sync_threads()
-        # the list's second GEMM is not wanted: its first tile ends the walk
-        tiles = TileList.load(
-            cute.make_tensor(offsets, cute.make_layout(MAX_EXPERTS + 1)), experts, t.block_m,
-            WARPGROUP_ROWS, cute.ceil_div(n_blocks * BLOCK, t.block_n), 1, 1,
-        )  # fmt: skip
+        tiles = tile_list(offsets, experts, n_blocks, t.block_m, t.block_n, WARPGROUP_ROWS)
         if warp < 4:
             cute.arch.setmaxregister_decrease(PRODUCER_REGISTERS)
             if warp == 0:
-                self.produce(
-                    ring, tiles, shared, load_a, load_scale, load_b, a, a_scale, b, offsets,
-                    k_blocks,
-                )  # fmt: skip
+                self.produce(ring, tiles, shared, atoms, tensors, offsets, k_blocks)
         else:
             cute.arch.setmaxregister_increase(CONSUMER_REGISTERS)
             self.consume(
-                ring, tiles, shared, thread - 128, tiled_mma, store_c, c, b_scale, offsets,
+                ring, tiles, shared, thread - 128, tiled_mma, atoms.c, tensors.c, b_scale, offsets,
                 n_blocks, k_blocks,
             )  # fmt: skip
 
     @cute.jit
     def produce(
-        self, ring: Ring, tiles: TileList, shared, load_a, load_scale, load_b, a, a_scale, b,
-        offsets, k_blocks,
-    ):  # fmt: skip
+        self, ring: Ring, tiles: TileList, shared, atoms: Atoms, tensors: Tensors, offsets, k_blocks
+    ):
         """Keep the ring filled with the slots of this block's tiles."""
         t = self.tile
-        smem_a = shared.a.get_tensor(slot_layout(t.block_m, t.num_stages), swizzle=swizzle(8))
-        smem_b = shared.b.get_tensor(slot_layout(t.block_n, t.num_stages), swizzle=swizzle(8))
-        smem_scale = shared.a_scale.get_tensor(cute.make_layout((t.block_m, t.num_stages)))
-        # (box, row tile, column block, expert); for the scales (box, row tile, expert, block)
-        gmem_a = cute.local_tile(a, (t.block_m, BLOCK), (None, None, None))
-        gmem_b = cute.local_tile(b, (t.block_n, BLOCK), (None, None, None))
-        gmem_scale = cute.local_tile(a_scale, (t.block_m,), (None, None, None))
-        to_a, from_a = partition(load_a, smem_a, gmem_a, 2)
-        to_b, from_b = partition(load_b, smem_b, gmem_b, 2)
-        to_scale, from_scale = partition(load_scale, smem_scale, gmem_scale, 1)
+        (to_a, from_a), (to_b, from_b), (to_scale, from_scale) = loads_into(
+            shared, atoms, tensors, t.block_m, t.block_n, t.num_stages, t.num_stages
+        )
         state = producer_state(t.num_stages)
         index, _, _ = cute.arch.block_idx()
         tile = tiles.tile(index)
@@ -267,14 +232,14 @@ class PaddedGemmKernel:
                     )
                 slot = (None, state.index)
                 cute.copy(
-                    load_b, from_b[None, tile.n_block, k, tile.expert], to_b[slot],
+                    atoms.b, from_b[None, tile.n_block, k, tile.expert], to_b[slot],
                     tma_bar_ptr=barrier,
                 )  # fmt: skip
                 cute.copy(
-                    load_a, from_a[None, row, k, tile.expert], to_a[slot], tma_bar_ptr=barrier
+                    atoms.a, from_a[None, row, k, tile.expert], to_a[slot], tma_bar_ptr=barrier
                 )
                 cute.copy(
-                    load_scale, from_scale[None, row, tile.expert, k], to_scale[slot],
+                    atoms.a_scale, from_scale[None, row, tile.expert, k], to_scale[slot],
                     tma_bar_ptr=barrier,
                 )  # fmt: skip
                 state.advance()
@@ -284,7 +249,7 @@ class PaddedGemmKernel:
     @cute.jit
     def first_row(self, tile: Tile, offsets) -> Int32:
         """First row of the tile within its expert."""
-        return tile.row - cute.make_tensor(offsets, cute.make_layout(MAX_EXPERTS + 1))[tile.expert]
+        return tile.row - offsets_tensor(offsets)[tile.expert]
 
     @cute.jit
     def consume(
