@@ -4,6 +4,7 @@ import os
 import tempfile
 
 import deepgemm_standin
+import interpreter
 import pytest
 import sgl_standin
 import torch
@@ -18,6 +19,9 @@ if not HAS_CUDA:
     os.environ["CUTE_DSL_ARCH"] = "sm_90a"
 sgl_standin.install()
 deepgemm_standin.install()
+if not HAS_CUDA:
+    interpreter.look_once()
+    interpreter.few_programs()
 
 # flashinfer-bench writes built sources and logs here, instead of into the user's cache.
 CACHE = tempfile.TemporaryDirectory(prefix="flashinfer_bench_")
