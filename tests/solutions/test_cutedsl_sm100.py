@@ -33,10 +33,10 @@ SMALL, PAIRS = range(3), range(3, 5)  # numbers of configurations
 WIDE = {"hidden": 7168, "intermediate": 128}  # the least that gathered tokens and pairs take
 
 
-@pytest.fixture(scope="module")
-def kernels():
+@pytest.fixture(scope="module", params=["sm_100a", pytest.param("sm_103a", marks=pytest.mark.long)])
+def kernels(request):
     """Facts of every shipped kernel; "configs": its configurations."""
-    facts = facts_of("compile_cutedsl_sm100.py")
+    facts = facts_of("compile_cutedsl_sm100.py", request.param)
     for fact, (_, candidates) in zip(facts, SM_100, strict=True):
         fact["configs"] = [CONFIGS_100[number] for number in fact["configs"]]
         assert fact["configs"] == [candidate.config for candidate in candidates]
@@ -87,6 +87,7 @@ def test_instructions(kernels):
             expected["UTCBAR"] += 3 + config.act_spans - (1 if config.paired else 0) + config.paired
             expected["UTMALDG.5D" + pair] += config.cluster
             expected["UTMALDG.3D" + pair] += config.cluster
+            expected["USETMAXREG"] += 2 if config.paired else 0
         assert {name: count[name] for name in expected} == expected, kernel
         assert count["UTMAPF"] >= 1 and count["LDGSTS"] > 0, kernel
 

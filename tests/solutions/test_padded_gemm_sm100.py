@@ -20,11 +20,11 @@ EXPERTS, MAX_M, N, K = 5, 44, 384, 256  # of compile_padded_gemm.py
 tiles = pytest.mark.parametrize("tile", TILES, ids=lambda tile: f"{tile.block_m}x{tile.block_n}")
 
 
-@pytest.fixture(scope="module")
-def kernels():
+@pytest.fixture(scope="module", params=["sm_100a", pytest.param("sm_103a", marks=pytest.mark.long)])
+def kernels(request):
     if shutil.which("cc") is None:
         pytest.skip("needs a C compiler for the mock of the CUDA runtime")
-    facts = facts_of("compile_padded_gemm.py", "sm_100a")
+    facts = facts_of("compile_padded_gemm.py", request.param)
     assert [fact["tile"] for fact in facts] == [str(tile) for tile in TILES]
     return dict(zip(TILES, facts, strict=True))
 
@@ -62,7 +62,7 @@ def test_instructions(kernels, tile):
     assert count["UTMASTG.3D"] == tile.half_columns // tile.box_columns
     assert count["LDTM"] == tile.half_columns // gemm.CHUNK
     assert count["FFMA2"] == tile.half_columns // 2
-    assert "LDL" not in count and "STL" not in count
+    assert count["USETMAXREG"] == 2 and "LDL" not in count and "STL" not in count
     # the loop over K promotes two by two, and all of it
     assert kernels[tile]["promotion"] == {name: count[name] for name in ("LDTM", "FFMA2")}
 

@@ -1,15 +1,18 @@
-"""Compile every kernel of both GEMMs that cutedsl_moe_fp8_v3 ships for sm_100a, each with one
-configuration or several; one JSON line of facts per kernel."""
+"""Compile every kernel of both GEMMs that cutedsl_moe_fp8_v3 ships for sm_100a, or for sm_103a if
+the first argument says so, each with one configuration or several; one JSON line of facts per
+kernel."""
 
 import json
 import os
 import re
+import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
 
 SCRATCH = tempfile.mkdtemp()
-os.environ.update(CUTE_DSL_ARCH="sm_100a", CUTE_DSL_DUMP_DIR=SCRATCH)
+ARCHITECTURE = sys.argv[1] if len(sys.argv) > 1 else "sm_100a"
+os.environ.update(CUTE_DSL_ARCH=ARCHITECTURE, CUTE_DSL_DUMP_DIR=SCRATCH)
 
 import cutlass.cute as cute  # noqa: E402
 from mock_cuda import MockRuntime  # noqa: E402
@@ -21,7 +24,8 @@ from solutions.common.cutedsl.routing import FEW_TOKENS  # noqa: E402
 from solutions.common.geometry import DEEPSEEK_V3_EP8  # noqa: E402
 
 INSTRUCTIONS = (
-    r"\b(U(?:TCQMMA|TMALDG\.\dD)(?:\.2CTA)?|UTCBAR|UTMAPF|LDGSTS|LDTM|FFMA2?|FMUL2|LDL|STL)\b"
+    r"\b(U(?:TCQMMA|TMALDG\.\dD)(?:\.2CTA)?|UTCBAR|UTMAPF|USETMAXREG|LDGSTS|LDTM|FFMA2?|FMUL2|LDL"
+    r"|STL)\b"
 )
 POINTERS = [i << 32 for i in range(1, 1 + len(MoeLayer.POINTERS))]
 FACTOR_BITS = 0x40200000  # 2.5

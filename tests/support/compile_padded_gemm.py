@@ -25,9 +25,13 @@ from sass import fingerprints, inspect, loops_around, resources  # noqa: E402
 
 from solutions.common.cutedsl.padded_gemm import KERNELS  # noqa: E402
 
+BACKEND = 90 if ARCHITECTURE == "sm_90a" else 100
 INSTRUCTIONS = {
-    "sm_90a": r"\b(QGMMA|UTMALDG\.\dD|UTMASTG\.\dD|LDL|STL|WARPGROUP\.DEPBAR)",
-    "sm_100a": r"\b(U(?:TCQMMA|TMALDG\.\dD)(?:\.2CTA)?|UTCBAR|UTMASTG\.\dD|LDTM|FFMA2?|LDL|STL)\b",
+    90: r"\b(QGMMA|UTMALDG\.\dD|UTMASTG\.\dD|LDL|STL|WARPGROUP\.DEPBAR)",
+    100: (
+        r"\b(U(?:TCQMMA|TMALDG\.\dD)(?:\.2CTA)?|UTCBAR|UTMASTG\.\dD|USETMAXREG|LDTM|FFMA2?|LDL"
+        r"|STL)\b"
+    ),
 }
 EXPERTS, MAX_M, N, K = 5, 44, 384, 256
 POINTERS = [i << 32 for i in range(1, 7)]
@@ -35,7 +39,7 @@ POINTERS = [i << 32 for i in range(1, 7)]
 
 def main():
     os.chdir(SCRATCH)
-    module = KERNELS[int(ARCHITECTURE.strip("sm_a"))]
+    module = KERNELS[BACKEND]
     for tile in module.TILES:
         kernel = module.PaddedGemmKernel(tile, num_sms=132)
         compiled = kernel.compile(cute.KeepCUBIN)
@@ -47,13 +51,13 @@ def main():
             "tile": str(tile),
             "threads": module.THREADS,
             "shared": kernel.shared.size_in_bytes(),
-            **resources(usage, sass, INSTRUCTIONS[ARCHITECTURE]),
+            **resources(usage, sass, INSTRUCTIONS[BACKEND]),
             "code": fingerprints(compiled.artifacts.CUBIN, usage),
             "launch": launch,
         }
-        if ARCHITECTURE == "sm_100a":
+        if BACKEND == 100:
             (loop,) = loops_around(sass, "LDTM")
-            facts["promotion"] = Counter(re.findall(INSTRUCTIONS[ARCHITECTURE], loop))
+            facts["promotion"] = Counter(re.findall(INSTRUCTIONS[BACKEND], loop))
         else:
             facts["accumulator"] = places(kernel.tiled_mma, module.CONSUMERS)
         print(json.dumps(facts))

@@ -68,12 +68,21 @@ def _unwritten(size: int) -> np.ndarray:
 
 
 # ---------------------------------------------------------------------------------------- v3
-def _layer_inputs(geometry: Geometry, num_tokens: int) -> Arrays:
+def _layer_inputs(
+    geometry: Geometry, num_tokens: int, popular: dict[int, float] | None = None
+) -> Arrays:
+    """popular: how much the tokens prefer these local experts, the others of which have no rows;
+    without it, all have some."""
     g, t, b = geometry, num_tokens, BLOCK
     e, h, i = g.num_local_experts, g.hidden_size, g.intermediate_size
     rng = np.random.default_rng(20261125)
     logits = rng.standard_normal((t, g.num_experts)).astype(np.float32)
-    logits[:, OFFSET : OFFSET + e] += 1.0  # so that most tokens have local experts
+    if popular is None:
+        logits[:, OFFSET : OFFSET + e] += 1.0  # so that most tokens have local experts
+    else:
+        logits[:, OFFSET : OFFSET + e] -= 20.0
+        for expert, more in popular.items():
+            logits[:, OFFSET + expert] += 20.0 + more
     bias = (rng.standard_normal(g.num_experts) * 0.1).astype(np.float32)
     return {
         "routing_logits": logits,
@@ -93,12 +102,13 @@ def _layer_case(
     num_tokens: int,
     geometry: Geometry,
     backend: int = 90,
+    popular: dict[int, float] | None = None,
 ) -> Case:
     real = geometry == DEEPSEEK_V3_EP8
     groups = MoeLayer(geometry, candidates, EMULATED_SMS, backend).scratch(num_tokens)
 
     def arrays() -> Arrays:
-        return _layer_inputs(geometry, num_tokens) | {
+        return _layer_inputs(geometry, num_tokens, popular) | {
             "scratch": _unwritten(scratch_size(groups)),
             "output": _unwritten(num_tokens * geometry.hidden_size * 2),
         }
@@ -184,12 +194,17 @@ def small_cases(backend: int) -> list[Case]:
     small, but fills the ring of slots more than once per block."""
     short = replace(DEEPSEEK_V3_EP8, hidden_size=1024, intermediate_size=256)
     wide = replace(DEEPSEEK_V3_EP8, intermediate_size=256)  # gathered tokens need this hidden_size
+    pairs = replace(wide, intermediate_size=128)
     module = sm90 if backend == 90 else sm100
     configs = CONFIGS if backend == 90 else CONFIGS_100
     return [
         *(
-            _layer_case(f"configuration {number}", only(config), 24,
-                        short if config.swap_ab and config.cluster == 1 else wide, backend)
+            # three experts, of which two have two tiles of 64 rows
+            _layer_case(f"configuration {number}", only(config), 90, pairs, backend,
+                        {3: 5.0, 9: 6.0, 20: 2.0})
+            if config.paired
+            else _layer_case(f"configuration {number}", only(config), 24,
+                             short if config.swap_ab and config.cluster == 1 else wide, backend)
             for number, config in enumerate(configs, 1)
         ),
         *(
