@@ -207,7 +207,8 @@ class SwapAb(WeightTiles):
         sums.wait_empty(sum_)
         if cutlass.const_expr(span == 0):
             block.ring.wait_full(slot)
-            cute.arch.fence_view_async_shared()  # tokens may have come by cp.async
+            if cutlass.const_expr(not self.config.paired):
+                cute.arch.fence_view_async_shared()  # tokens came by cp.async
         tmem.after_wait()
         weights = block.shared.weights.data_ptr() + slot.index * (ROWS * BLOCK_K)
         tokens = block.shared.tokens.data_ptr() + slot.index * (n // pair * BLOCK_K)
