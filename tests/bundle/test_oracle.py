@@ -34,13 +34,23 @@ def test_oracle_dequantizes_hit_experts_only():
         dequantized.append(tuple(weights.shape))
         return names["dequantize_weights"](weights, scales)
 
-    experts = LazyExperts(dequantize, inputs["gemm1_weights"], inputs["gemm1_weights_scale"])
+    used: set[int] = set()
+    experts = LazyExperts(dequantize, inputs["gemm1_weights"], inputs["gemm1_weights_scale"], used)
     assert dequantized == []
     all_experts = names["dequantize_weights"](
         inputs["gemm1_weights"], inputs["gemm1_weights_scale"]
     )
     assert torch.equal(experts[5], all_experts[5])
     assert dequantized == [(1, 512, 256)]
+    assert used == {5}
+
+
+def test_oracle_tells_which_experts_the_last_call_used():
+    oracle = build_oracle(toy_definition(ROOT))
+    oracle(**toy_inputs(200))
+    assert len(oracle.used) > 1
+    oracle(**toy_inputs(0))
+    assert oracle.used == set()
 
 
 def test_oracle_checks_arguments_as_the_reference_does():

@@ -19,12 +19,16 @@ if TYPE_CHECKING:
 class LazyExperts:
     """Stands for dequantize(weights, scales), [E, N, K]; holds no dequantised expert itself."""
 
-    def __init__(self, dequantize: Callable, weights: torch.Tensor, scales: torch.Tensor) -> None:
+    def __init__(
+        self, dequantize: Callable, weights: torch.Tensor, scales: torch.Tensor, used: set[int]
+    ) -> None:
         self.dequantize = dequantize
+        self.used = used
         self.weights = weights
         self.scales = scales
 
     def __getitem__(self, expert: int) -> torch.Tensor:
+        self.used.add(expert)
         one = slice(expert, expert + 1)
         return self.dequantize(self.weights[one], self.scales[one])[0]
 
@@ -36,7 +40,19 @@ def execute_reference(definition: Definition) -> dict[str, Any]:
     return names
 
 
-def build_oracle(definition: Definition) -> Callable:
+class Oracle:
+    """Callable. used: the experts whose weights the last call has looked at."""
+
+    def __init__(self, run: Callable, used: set[int]) -> None:
+        self.run = run
+        self.used = used
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        self.used.clear()
+        return self.run(*arguments, **named)
+
+
+def build_oracle(definition: Definition) -> Oracle:
     """The reference's `run`, bit-equal and value returning, with `dequantize_weights` made lazy.
 
     Raises ValueError if the reference has no function `dequantize_weights(weights, scales)`.
@@ -48,5 +64,8 @@ def build_oracle(definition: Definition) -> Callable:
             f"definition {definition.name}: expected its reference to define the function "
             f"dequantize_weights(weights, scales), got {dequantize!r}"
         )
-    names["dequantize_weights"] = lambda weights, scales: LazyExperts(dequantize, weights, scales)
-    return names["run"]
+    used: set[int] = set()
+    names["dequantize_weights"] = lambda weights, scales: LazyExperts(
+        dequantize, weights, scales, used
+    )
+    return Oracle(names["run"], used)

@@ -188,7 +188,9 @@ def build_baseline(
                 process.build()
                 process.give(inputs)
                 reference = partial(call_reference, process, tensors_of(inputs))
-                changer = Changer(definition, workload, inputs, settings, reference)
+                changer = Changer(
+                    definition, workload, inputs, settings, reference, lambda: process.used_experts
+                )
                 calls, took = make_calls(changer)
             except Failure as failure:
                 raise RuntimeError(f"the reference: {failure.message}") from failure

@@ -94,9 +94,13 @@ class Changer:
         inputs: Sequence[Any],
         settings: Settings,
         reference: Reference,
+        used_experts: Callable[[], list[int]] = list,
     ) -> None:
+        """used_experts: those whose weights the last call of the reference has looked at; none, if
+        it does not tell."""
         self.settings = settings
         self.reference = reference
+        self.used_experts = used_experts
         self.tensors = tensors_of(inputs)
         names = [
             name
@@ -146,9 +150,10 @@ class Changer:
         return tried, seconds
 
     def _with_expert(self, call: Call, name: str, number: int) -> tuple[Call, float]:
-        """`call` with one expert's weights negated, one that some token uses: bisects for it."""
+        """`call`, the last one, with one expert's weights negated, one that some token uses:
+        bisects for it where the reference does not tell."""
         experts = len(self.tensors[number])
-        start, count = secrets.randbelow(experts), 1
+        start, count = secrets.choice(self.used_experts() or range(experts)), 1
         tried, seconds = self._with(call, name, _negated(self.tensors, number, start, count))
         if tried.effects[-1].shows or experts == 1:
             return tried, seconds

@@ -33,7 +33,8 @@ ADD_SEALS, SEAL_SEAL, SEAL_SHRINK, SEAL_GROW = 1033, 1, 2, 4
 class Command(IntEnum):
     BUILD = 0
     CALL = 1
-    """Call the solution once; on a GPU under a stream of its own if `number` is 1."""
+    """Call the solution once; on a GPU under a stream of its own if `number` is 1. Of the oracle,
+    the answer has a bit for each expert that it has used."""
     END = 2
     """Answer with the number of Python threads that are left, and exit."""
     LOAD = 3

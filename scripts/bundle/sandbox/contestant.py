@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from flashinfer_bench.data import Definition, Solution
 
-from ..dataset.oracle import build_oracle
+from ..dataset.oracle import Oracle, build_oracle
 from ..harness import BuildError, build_reference, build_solution, normalize_result
 from ..paths import ROOT
 from .channel import Answer, Command, Order, Outcome, Request, Slot, open_tensors
@@ -84,6 +84,7 @@ class Contestant:
                 self.build()
             elif request.command is Command.CALL:
                 self.call(bool(request.number))
+                number = self.used_experts()
             elif request.command is Command.LOAD:
                 self.load()
             elif request.command is Command.FETCH:
@@ -142,6 +143,12 @@ class Contestant:
         with torch.no_grad():
             results = self.results(self.arguments(inputs), [poisoned_like(o) for o in outputs])
             self.deliver(results, outputs)
+
+    def used_experts(self) -> int:
+        """A bit for each expert whose weights the oracle has looked at; 0 if that is not known."""
+        used = self.function.used if isinstance(self.function, Oracle) else set()
+        mask = sum(1 << int(expert) for expert in used)
+        return mask if mask < 1 << 32 else 0
 
     def seconds(self) -> float:
         """Of one call by this process's clock."""

@@ -81,6 +81,8 @@ class SolutionProcess:
         self.launcher = launcher
         self.printed = PrintedText()
         self._left = limits.seconds
+        self.used_experts: list[int] = []
+        """By the last call of the oracle; of a solution's process nothing that can be believed."""
         self._copies = device != "cpu"
         """Whether the solution has copies of the arguments, and is told what has changed."""
         names = list(subject.definition.inputs)
@@ -185,7 +187,8 @@ class SolutionProcess:
         apply(change, self.inputs)
         if self._copies:
             self._tell(change)
-        self._ask(Command.CALL, int(own_stream))
+        answer = self._ask(Command.CALL, int(own_stream))
+        self.used_experts = [bit for bit in range(32) if answer.number >> bit & 1]
         copies = [output.clone() for output in self.outputs]
         return copies, time.perf_counter() - start
 
