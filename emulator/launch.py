@@ -68,7 +68,8 @@ class KernelRun:
     """What a launch did. seconds: its share of those of all launches that ran with it.
 
     instructions: by warps. multiply_adds: of the tensor cores. counts: how often warps executed
-    each instruction form. counters: the runtime's, by name (bytes by TMA, loads and stores).
+    each instruction form. lines: of the PTX that were executed. counters: the runtime's, by name
+    (bytes by TMA, loads and stores).
     bank_conflicts: per PTX line, if they were counted: for each load from or store to shared memory
     by a warp, the turns it took beyond those that its bytes need.
     """
@@ -78,6 +79,7 @@ class KernelRun:
     instructions: int
     multiply_adds: int
     counts: Counter = field(repr=False)
+    lines: frozenset[int] = field(repr=False)
     counters: dict[str, int] = field(repr=False)
     bank_conflicts: Counter = field(repr=False)
 
@@ -101,7 +103,8 @@ class Module:
 class Emulator:
     """How kernels are run.
 
-    race: check that accesses to shared memory, tensor memory and global memory are ordered.
+    race: check that accesses to shared memory, tensor memory and global memory are ordered, and
+    that a wgmma.fence lies between a register's use and a wgmma that accumulates in it.
     bank_conflicts: count them. max_instructions: of all warps of a launch together.
     omit: PTX line of a synchronisation that is left out, for mutation tests.
     """
@@ -128,6 +131,9 @@ class Emulator:
         programs = [module.program(config.kernel) for config in configs]
         for program, config in zip(programs, configs, strict=True):
             _check_shape(program, config)
+            line = program.unfenced(self.omit or 0) if self.race else None
+            if line:
+                raise self._error(program, f"race: registers, no wgmma.fence (PTX line {line})")
         bounds = [bound for pair in merged(ranges) for bound in pair]
         native_bounds = (ctypes.c_uint64 * len(bounds))(*bounds)
         parameters = [_aligned(config.parameters, 64) for config in configs]
@@ -170,10 +176,13 @@ class Emulator:
 def _result(config, program, counters, executed, conflicts, seconds: float) -> KernelRun:
     named = dict(zip(_COUNTERS, counters, strict=True))
     counts: Counter = Counter()
-    for times, forms in zip(executed, program.forms, strict=True):
-        counts.update({form: times * n for form, n in forms.items()})
+    for times, block in zip(executed, program.blocks, strict=True):
+        for instruction in block:
+            counts[instruction.form] += times
+    blocks = zip(executed, program.blocks, strict=True)
+    lines = frozenset(i.line for times, block in blocks if times for i in block)
     return KernelRun(
-        config, seconds, named["instructions"], named["multiply_adds"], counts, named,
+        config, seconds, named["instructions"], named["multiply_adds"], counts, lines, named,
         Counter({line: turns for line, turns in enumerate(conflicts) if turns}),
     )  # fmt: skip
 

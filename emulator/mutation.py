@@ -6,7 +6,7 @@ turn, at run time. What is never noticed is superfluous, or outside of what the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from .decoder import Program
@@ -15,6 +15,7 @@ from .launch import Emulator
 from .schedule import EAGER, LAZY, Schedule, random_schedules
 
 SCHEDULES = (LAZY, EAGER, *random_schedules(3))  # the first notices most
+NOT_EXECUTED = "not executed"
 _NOTICES = ("deadlock", "race", "proxy", "limit of instructions")
 
 
@@ -22,9 +23,9 @@ _NOTICES = ("deadlock", "race", "proxy", "limit of instructions")
 class Mutant:
     """A kernel without the synchronisation at a PTX line.
 
-    noticed: by what, "wrong result" or a kind of fault; empty where no order showed it. order: the
-    schedule in which it showed. message: the fault's first line. source: "file:line" where the PTX
-    tells.
+    noticed: by what, "wrong result" or a kind of fault, or NOT_EXECUTED; empty where no order
+    showed it. order: the schedule in which it showed. message: the fault's first line. source:
+    "file:line" where the PTX tells.
     """
 
     form: str
@@ -41,11 +42,13 @@ def mutants(
     max_instructions: int,
     schedules: Sequence[Schedule] = SCHEDULES,
     every: int = 1,
+    executed: Collection[int] | None = None,
 ) -> Iterator[Mutant]:
     """Omit every `every`th synchronisation of a kernel, in each schedule until one shows it.
 
     run: clears what the kernel writes, runs it, and returns something comparable that tells what it
-    has written. max_instructions: of a run; beyond, a mutant counts as hanging.
+    has written. max_instructions: of a run; beyond, a mutant counts as hanging. executed: PTX lines
+    that are, once `run` has been called for each schedule; None: all.
 
     Raises KernelError where the complete kernel fails, RuntimeError where its results differ
     between the schedules: then nothing can be concluded.
@@ -57,6 +60,9 @@ def mutants(
     for instruction in program.synchronisations()[::every]:
         line = instruction.line
         mutant = Mutant(instruction.form, line, program.sources.get(line, ""))
+        if executed is not None and line not in executed:
+            yield replace(mutant, noticed=NOT_EXECUTED)
+            continue
         for emulator in emulators:
             noticed, message = "", ""
             try:

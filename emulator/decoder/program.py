@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import re
-from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..errors import UnsupportedInstruction
 from ..ptx import Instruction, Kernel
 from . import arithmetic, memory, tensor_cores  # noqa: F401  they register their forms
 from .operand import NO_SLOT, Op, Operands, find_form
+from .register_fences import unfenced
 from .synchronisation import BLOCKING, CONVERGENT, SYNCHRONISATION
 
 _BRANCH = re.compile(r"bra(\.uni)?")
@@ -62,18 +62,26 @@ class _Program(ctypes.Structure):
 class Program:
     """A decoded kernel.
 
-    native: what the runtime reads. forms: per basic block, how often each instruction form is in
-    it. sources: "file:line" of a PTX line, where the PTX tells.
+    native: what the runtime reads. blocks: its basic blocks; successors: numbers of those that may
+    follow each. sources: "file:line" of a PTX line, where the PTX tells.
     """
 
     kernel: Kernel
     native: _Program
-    forms: tuple[Counter, ...]
+    blocks: list[list[Instruction]]
+    successors: list[list[int]]
     sources: dict[int, str]
+    _unfenced: dict[int, int | None] = field(default_factory=dict)
 
     def synchronisations(self) -> list[Instruction]:
         """The instructions that can be left out of a run."""
         return [i for i in self.kernel.instructions if SYNCHRONISATION.match(i.form)]
+
+    def unfenced(self, omitted: int = 0) -> int | None:
+        """See `register_fences.unfenced`."""
+        if omitted not in self._unfenced:
+            self._unfenced[omitted] = unfenced(self.blocks, self.successors, omitted)
+        return self._unfenced[omitted]
 
 
 def decode(kernel: Kernel, functions: dict[str, int]) -> Program:
@@ -106,9 +114,8 @@ def decode(kernel: Kernel, functions: dict[str, int]) -> Program:
         (ctypes.c_uint16 * len(pool))(*pool),
         len(ops), len(blocks), len(initials), operands.num_slots,
     )  # fmt: skip
-    forms = tuple(Counter(i.form for i in block) for block in blocks)
     sources = {i.line: i.source for i in kernel.instructions if i.source}
-    return Program(kernel, native, forms, sources)
+    return Program(kernel, native, blocks, _successors(blocks, labels), sources)
 
 
 def _split(kernel: Kernel) -> tuple[list[list[Instruction]], dict[str, int]]:
@@ -125,6 +132,20 @@ def _split(kernel: Kernel) -> tuple[list[list[Instruction]], dict[str, int]]:
         if _BRANCH.fullmatch(item.form) or item.form == "ret" or BLOCKING.match(item.form):
             blocks.append([])
     return blocks if blocks[-1] else blocks[:-1], labels
+
+
+def _successors(blocks: list[list[Instruction]], labels: dict[str, int]) -> list[list[int]]:
+    found: list[list[int]] = []
+    for number, block in enumerate(blocks):
+        last = block[-1]
+        following = [number + 1] if number + 1 < len(blocks) else []
+        if last.form == "ret":
+            found.append([])
+        elif _BRANCH.fullmatch(last.form):
+            found.append([labels[last.operands[0]], *(following if last.guard else [])])
+        else:
+            found.append(following)
+    return found
 
 
 def _guard(operands: Operands, instruction: Instruction) -> tuple[int, bool]:

@@ -174,3 +174,36 @@ end:
     run = launch(module(body, 3, 64), [buffers.array(words), array, result], buffers, LATE, 64)
     assert np.isnan(result).tolist() == [False, False, True, False]
     assert run.counters["unordered_load_bytes"] == 4
+
+
+MULTIPLY = (
+    "wgmma.mma_async.sync.aligned.m64n8k32.f32.e4m3.e4m3 "
+    "{%r2, %r3, %r4, %r5}, %rd1, %rd1, %p2, 1, 1;\n"
+)
+FENCE, USE = "wgmma.fence.sync.aligned;\n", "add.s32 %r3, %r3, 1;\n"
+LOOP = "again:\nSTEPsetp.eq.s32 %p3, %r1, 0;\n@%p3 bra again;\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "fenced"),
+    [
+        (FENCE + MULTIPLY + MULTIPLY, True),
+        (MULTIPLY, False),  # before the first one, too
+        (FENCE + MULTIPLY + USE + MULTIPLY, False),
+        (FENCE + MULTIPLY + USE + FENCE + MULTIPLY, True),
+        (FENCE + USE + MULTIPLY, False),
+        (LOOP.replace("STEP", FENCE + MULTIPLY + USE), True),
+        (FENCE + LOOP.replace("STEP", MULTIPLY), True),
+        (FENCE + LOOP.replace("STEP", MULTIPLY + USE), False),  # around the loop
+    ],
+)
+def test_a_register_is_fenced_before_wgmma_accumulates_in_it(text, fenced):
+    kernel = module(f"mov.u32 %r1, %tid.x;\n{text}", 0)
+    assert (kernel.program("k").unfenced() is None) == fenced
+
+
+def test_an_omitted_wgmma_fence_shows():
+    kernel = module(FENCE + MULTIPLY, 0)
+    (fence,) = kernel.program("k").synchronisations()
+    with pytest.raises(KernelError, match="no wgmma.fence"):
+        launch(kernel, [], Buffers(), Emulator(LAZY, race=True, omit=fence.line))

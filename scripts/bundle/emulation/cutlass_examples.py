@@ -21,7 +21,15 @@ import torch
 from cutlass import BFloat16, Float8E4M3FN, Float32, Int32
 from cutlass.cute.runtime import make_fake_tensor
 
-from emulator import LAZY, Buffers, Emulator, EmulatorError, HostProgram, emulated_launch
+from emulator import (
+    LAZY,
+    Buffers,
+    Emulator,
+    EmulatorError,
+    HostProgram,
+    KernelRun,
+    emulated_launch,
+)
 
 LARGEST_ERROR = 2e-3  # relative; 1.7e-3 is bf16's rounding
 BLOCK = 128  # columns or rows of a scale
@@ -292,8 +300,13 @@ def run_example(example: Example | Primitive, folder: Path) -> Result:
         result = (result.astype(np.uint32) << 16).view(np.float32)
     wrong = (result.astype(np.float64) - operands.expected)[operands.compared]
     relative = np.linalg.norm(wrong) / np.linalg.norm(operands.expected[operands.compared])
+    return Result(float(relative), seconds, executed_forms(runs))
+
+
+def executed_forms(runs: Iterable[KernelRun]) -> tuple[str, ...]:
+    """The asynchronous ones."""
     counts = sum((run.counts for run in runs), start=Counter())
-    return Result(float(relative), seconds, _asynchronous(form for form, n in counts.items() if n))
+    return _asynchronous(form for form, n in counts.items() if n)
 
 
 def _asynchronous(forms: Iterable[str]) -> tuple[str, ...]:

@@ -20,7 +20,14 @@ from cutlass import Float32, Int32
 from cutlass.cute.runtime import make_ptr
 
 from emulator import Buffers, EmulatedFunction, Emulator
-from solutions.common.cutedsl.config import CONFIGS, CONFIGS_100, Candidate, candidates_for, only
+from solutions.common.cutedsl.config import (
+    CONFIGS,
+    CONFIGS_100,
+    Candidate,
+    GemmConfig,
+    candidates_for,
+    only,
+)
 from solutions.common.cutedsl.layer import MoeLayer
 from solutions.common.cutedsl.operands import INPUT_DTYPES, scratch_size
 from solutions.common.cutedsl.padded_operands import BLOCK, POINTERS
@@ -192,21 +199,27 @@ def cases() -> list[Case]:
 def small_cases(backend: int) -> list[Case]:
     """For mutants: every configuration of sm_90a or sm_100a (backend 90 or 100) at a size that is
     small, but fills the ring of slots more than once per block."""
+    few = {3: 5.0, 9: 6.0, 20: 2.0}  # experts with rows; with many the race checker takes long
     short = replace(DEEPSEEK_V3_EP8, hidden_size=1024, intermediate_size=256)
     wide = replace(DEEPSEEK_V3_EP8, intermediate_size=256)  # gathered tokens need this hidden_size
     pairs = replace(wide, intermediate_size=128)
     module = sm90 if backend == 90 else sm100
     configs = CONFIGS if backend == 90 else CONFIGS_100
+
+    def size(config: GemmConfig) -> tuple:
+        """Tokens, geometry and what `_layer_case` takes behind it."""
+        if config.paired:  # two of the experts have two tiles of 64 rows
+            return 90, pairs, backend, few
+        if config.swap_ab and config.cluster == 1:
+            return 24, short, backend
+        return 24, wide, backend, few
+
     return [
         *(
-            # three experts, of which two have two tiles of 64 rows
-            _layer_case(f"configuration {number}", only(config), 90, pairs, backend,
-                        {3: 5.0, 9: 6.0, 20: 2.0})
-            if config.paired
-            else _layer_case(f"configuration {number}", only(config), 24,
-                             short if config.swap_ab and config.cluster == 1 else wide, backend)
+            _layer_case(f"configuration {number}", only(config), *size(config))
             for number, config in enumerate(configs, 1)
         ),
+        _layer_case("choice", candidates_for(60, backend), 24, wide, backend, few),
         *(
             # a tile whose rows a warpgroup skips comes around the ring, too
             _padded_case(i, 3, 140, 384, BLOCK * (tile.num_stages + 4), False, module)

@@ -18,8 +18,14 @@ def mutants_of(case: Case, every: int = 1) -> Iterator[tuple[str, Mutant]]:
     compiled.digests(Emulator())
     runs = compiled.function.runs
     limit = _PATIENCE * max(run.instructions for run in runs) + 1_000_000
+    executed: set[int] = set()
+
+    def run(emulator: Emulator) -> dict[str, str]:
+        digests = compiled.digests(emulator)
+        executed.update(*(run.lines for run in compiled.function.runs))
+        return digests
+
     for kernel in dict.fromkeys(run.config.kernel for run in runs):
-        for mutant in mutants(
-            compiled.function.program(kernel), compiled.digests, limit, every=every
-        ):
+        program = compiled.function.program(kernel)
+        for mutant in mutants(program, run, limit, every=every, executed=executed):
             yield kernel, mutant
