@@ -152,7 +152,7 @@ def main(arguments: Sequence[str]) -> int:
     comparisons = compare_sections(
         records,
         root=ROOT,
-        here=this_hardware(),
+        here=this_hardware,
         definition=options.definition,
         solutions=options.solutions,
         baseline=contest.BASELINE if options.score else options.baseline,

@@ -136,6 +136,11 @@ def output_specs(
     ]
 
 
+def load_builders() -> None:
+    """Import what building takes; one of the harness's libraries then handles SIGSEGV."""
+    BuilderRegistry.get_instance()
+
+
 def build_solution(definition: Definition, solution: Solution) -> tuple[Callable, bool]:
     """The callable, and whether it takes its outputs; raises BuildError as the harness does."""
     runnable = BuilderRegistry.get_instance().build(definition, solution)

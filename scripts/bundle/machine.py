@@ -1,4 +1,7 @@
-"""What this machine is, as reports and traces name it."""
+"""What this machine is, as reports and traces name it.
+
+PyTorch is imported where it is asked, since what only reads reports and traces does without it.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,9 @@ from datetime import datetime, timezone
 from functools import cache
 from importlib.metadata import version
 
-import torch
 from pydantic import BaseModel, ConfigDict
 
 from .hardware import UNKNOWN
-from .harness import env_snapshot
 from .paths import ROOT
 
 
@@ -45,11 +46,19 @@ class Provenance(Model):
 
 def hardware_name() -> str | None:
     """This machine's GPU as a trace names it; None without one."""
+    import torch
+
+    from .harness import env_snapshot
+
     return env_snapshot("cuda:0").hardware if torch.cuda.is_available() else None
 
 
 def this_hardware() -> str:
     """This machine's GPU, else its CPU, as a trace names it."""
+    import torch
+
+    from .harness import env_snapshot
+
     return env_snapshot("cuda:0" if torch.cuda.is_available() else "cpu").hardware
 
 
@@ -59,6 +68,10 @@ def now() -> datetime:
 
 def provenance(command: str) -> Provenance:
     """This machine, as a report names it."""
+    import torch
+
+    from .harness import env_snapshot
+
     on_gpu = torch.cuda.is_available()
     snapshot = env_snapshot("cuda:0" if on_gpu else "cpu")
     return Provenance(
@@ -75,6 +88,8 @@ def provenance(command: str) -> Provenance:
 @cache
 def driver_version() -> str | None:
     """Of the NVIDIA driver; None without a GPU."""
+    import torch
+
     if not torch.cuda.is_available():
         return None
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]

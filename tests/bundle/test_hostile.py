@@ -21,7 +21,14 @@ from toy_bundle import DEFINITION, control, make_bundle, packed
 
 KINDS = {"broken": BROKEN, "escaping": ESCAPING}
 SECONDS = 6.0
-LIMITS = Limits(SECONDS, memory_bytes=2 << 30, printed_bytes=64 << 20, written_bytes=1 << 30)
+LIMITS = Limits(
+    SECONDS,
+    memory_bytes=2 << 30,
+    printed_bytes=64 << 20,
+    written_bytes=1 << 30,
+    processes=48,
+    files=2000,
+)
 CONFIG = {"warmup_runs": 1, "iterations": 1, "num_trials": 1, "rtol": 1e-2, "atol": 1e-2}
 HONEST = ("honest_first", "honest_middle", "honest_last")
 
@@ -80,7 +87,7 @@ def assert_all_right(cases, results):
         last = result.log.strip().splitlines()[-1:] or [""]
         if result.status.value != case.status or case.message not in last[0]:
             wrong[name] = (result.status.value, last[0][:300], "expected", case.status)
-    assert wrong == {}
+    assert not wrong, "\n".join(f"{name}: {what}" for name, what in wrong.items())
     for name in HONEST:
         assert results[name].status.value == "PASSED"
         assert results[name].correctness.extra["matched_ratio"] == 1.0

@@ -32,7 +32,7 @@ def gpus_of(comparisons):
 
 @pytest.mark.parametrize("here, order", [(H100, [H100, H200]), (H200, [H200, H100])])
 def test_this_machine_comes_first(gpus, here, order):
-    comparisons = sections(gpus, here=here)
+    comparisons = sections(gpus, here=lambda: here)
     assert gpus_of(comparisons) == [[name] for name in order]
     assert [THIS_MACHINE in each.notes for each in comparisons] == [True, False]
     columns = {
@@ -61,7 +61,7 @@ def test_another_driver_or_library_is_another_section(tmp_path):
 
 
 def test_names_are_those_of_any_section(gpus):
-    first, second = sections(gpus, here=H100, baseline=FAST)
+    first, second = sections(gpus, here=lambda: H100, baseline=FAST)
     assert (first.baseline, second.baseline) == (None, FAST)
     assert any("No ratios" in note for note in first.notes)
     (only,) = sections(gpus, solutions=[FAST])

@@ -104,6 +104,12 @@ WORKLOAD = Trace(definition="d", workload=moe_workload(ROWS[0])).model_dump_json
         (GOOD.replace('"matched_ratio":0.93', '"matched_ratio":true'), "from 0 to 1, got True"),
         (GOOD.replace('"seq_len":', '"seq_len":1'), f"workload.uuid {ROWS[0].uuid}: expected that"),
         (GOOD.replace('"solution":"a"', '"solution":""'), "solution: expected a name"),
+        (GOOD.replace('"solution":"a"', '"solution":"a","solution":"a"'), "'solution': expected"),
+        (GOOD.replace('"latency_ms":', '"latency_ms":9.0,"latency_ms":'), "this key once"),
+        (GOOD.replace('"latency_ms":0.1', '"latency_ms":1e999'), "latency_ms inf"),
+        (GOOD.replace('"reference_latency_ms":', '"reference_latency_ms":1e999,"x":'), "a number"),
+        (GOOD.replace('"solution":"a"', '"solution":"\\u202ea"'), "solution: expected a name"),
+        (GOOD.replace('"matched_ratio":0.93', '"x":' + "[" * 5000 + "]" * 5000), ""),
         (GOOD.replace('"solution":"a"', '"solution":"\\u001b[31m"'), r"got '\x1b[31m'"),
     ],
 )

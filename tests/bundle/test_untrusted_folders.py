@@ -82,6 +82,23 @@ CASES = {
         "solution.toml: ",
     ),
     "config_huge": (lambda f: sparse(f / "solution.toml", 1 << 30), "expected at most"),
+    "config_long_key": (
+        lambda f: (f / "solution.toml").write_text(".".join("a" * 20_000) + " = 1"),
+        "expected at most 16384 bytes",
+    ),
+    "config_huge_number": (
+        lambda f: (f / "solution.toml").write_text("x = " + "9" * 5000),
+        "solution.toml: not TOML: ",
+    ),
+    "config_key_twice": (
+        lambda f: config_of(f, "cpu = true", "cpu = true\ncpu = false"),
+        "not TOML: ",
+    ),
+    "description_direction": (lambda f: config_of(f, "A test.", "A \u202etest."), "description: "),
+    "install_escapes": (
+        lambda f: config_of(f, "cpu = true", 'cpu = true\ninstall = "\\u001b[2J"'),
+        "requires.install: ",
+    ),
     "author_up": (lambda f: config_of(f, '"tests"', '".."'), "author: "),
     "author_path": (lambda f: config_of(f, '"tests"', '"a/b"'), "author: "),
     "definition_path": (lambda f: config_of(f, f'"{DEFINITION}"', '"../x"'), "definition: "),

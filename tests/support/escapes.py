@@ -98,6 +98,15 @@ CASES = {
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
         "try:\n    os.kill(-1, signal.SIGTERM)\nexcept OSError:\n    pass\n" + WRITE
     ),
+    "signals_by_files": attack(
+        "import fcntl, struct\n"
+        "for command, owner in ((8, pid), (15, struct.pack('ii', 1, pid))):\n"
+        "    ours, theirs = socket.socketpair()\n"
+        "    quietly(fcntl.fcntl, ours, command, owner)\n"
+        "    quietly(fcntl.fcntl, ours, 10, signal.SIGKILL)  # F_SETSIG\n"
+        "    quietly(fcntl.fcntl, ours, fcntl.F_SETFL, os.O_ASYNC | os.O_RDWR)\n"
+        "    theirs.send(b'x')"
+    ),
     "sets_affinity": attack("quietly(os.sched_setaffinity, pid, {0})"),
     "sets_priority": attack(
         "quietly(os.setpriority, os.PRIO_PROCESS, pid, 19)\n"
@@ -127,6 +136,7 @@ CASES = {
         "except OSError:\n    pass\n" + WRITE,
         LIBC,
     ),
+    "user_namespace": honest("libc.unshare(0x10000000 | 0x00020000)\n" + WRITE, LIBC),
     # getting away
     "runs_on": honest(
         "if os.fork() == 0:\n"
@@ -138,13 +148,20 @@ CASES = {
         "    os._exit(0)\n" + WRITE
     ),
     "fork_bomb": error(
-        "end = time.time() + 20\n"
+        "end = time.time() + 600\n"
         "while time.time() < end:\n"
         "    try:\n        os.fork()\n    except OSError:\n        pass",
-        "more than",
+        "started more than 48 processes",
     ),
     "threads_bomb": error(
         "for _ in range(100_000):\n    threading.Thread(target=time.sleep, args=(60,)).start()", ""
+    ),
+    "many_helpers": honest(  # they share most of their memory
+        "for _ in range(18):\n    if os.fork() == 0:\n        time.sleep(600)\n"
+        "        os._exit(0)\ntime.sleep(0.6)\n" + WRITE
+    ),
+    "becomes_another": error(
+        "os.execv('/bin/true', ['true'])", "ended itself with exit status 0"
     ),
     "leaves_ipc": error(
         "ids = [libc.shmget(0, 1 << 24, 0o1600), libc.semget(0, 1, 0o1600), "
@@ -171,6 +188,10 @@ CASES = {
         "    with open(f'large{number}', 'wb') as file:\n"
         "        os.posix_fallocate(file.fileno(), 0, 1 << 29)\n        time.sleep(0.02)",
         "wrote more than",
+    ),
+    "many_files": error(
+        "for number in range(10_000_000):\n    open(str(number), 'w').close()",
+        "made more than 2000 files",
     ),
     "deep_folders": honest(
         "here = os.getcwd()\nfor _ in range(0 if os.path.exists('d') else 1500):\n"
@@ -204,6 +225,25 @@ CASES = {
         "def frames():\n    frame = sys._getframe()\n    while frame:\n        yield frame\n"
         "        frame = frame.f_back\n",
     ),
+    "answers_early": wrong(
+        "frame, found = sys._getframe(), {}\nwhile frame:\n"
+        "    found = {**frame.f_locals, **found}\n    frame = frame.f_back\n"
+        "found['connection'].send(Answer(found['request'].nonce, Outcome.DONE).pack())\n"
+        "time.sleep(0.3)\n" + WRITE,
+        "never written",
+        "from bundle.sandbox.channel import Answer, Outcome\n",
+    ),
+    "punches_memory": error(
+        WRITE + "for fd in range(3, 64):\n"
+        "    libc.fallocate(fd, 3, ctypes.c_long(0), ctypes.c_long(1 << 24))",
+        "changed its input",
+        LIBC,
+    ),
+    "scribbles": error(
+        "def on():\n    while True:\n        hidden_states.view(torch.uint8).zero_()\n"
+        + WRITE + "threading.Thread(target=on, daemon=True).start()\ntime.sleep(0.1)",
+        "changed its input hidden_states",
+    ),
     "replaces_socket": error(
         WRITE + "a, b = socket.socketpair()\nfor fd in range(3, 64):\n    try:\n"
         "        if os.readlink(f'/proc/self/fd/{fd}').startswith('socket:') and fd not in (\n"
@@ -234,6 +274,17 @@ CASES = {
         WRITE + "import builtins\nbuiltins.all = bool",
         "replaced builtins.",
     ),
+    "patches_copy": wrong(
+        "torch.Tensor.copy_ = lambda left, right, *_: left\noutput.zero_()", "never written"
+    ),
+    "collects_garbage": honest(
+        "import gc\ngc.callbacks.append(lambda *_: output.zero_())\ngc.freeze()\n" + WRITE
+    ),
+    "writes_when_deleted": wrong(
+        "class Kept:\n    def __del__(self):\n        output.zero_()\nkept = Kept()\n" + WRITE,
+        "of the elements",
+    ),
+    "audits": honest("sys.addaudithook(lambda *_: None)\n" + WRITE),
     "traces_frames": honest("sys.settrace(lambda *_: None)\nsys.setprofile(print)\n" + WRITE),
     "low_recursion": error("sys.setrecursionlimit(1)\n" + WRITE, "RecursionError"),
     "recursion": error("run_again()", "RecursionError", "def run_again():\n    run_again()\n"),
@@ -248,6 +299,19 @@ CASES = {
     "fault_handler": honest(
         "import faulthandler\nfaulthandler.dump_traceback_later(0.001, exit=False)\n" + WRITE
     ),
+    "aborts": error("os.abort()", "killed by signal 6, SIGABRT"),
+    "recursion_in_c": error(
+        "sys.setrecursionlimit(1 << 30)\ndef again():\n"
+        "    return sorted([1], key=lambda _: again())\nagain()",
+        "SIGSEGV",
+    ),
+    "causes_itself": error(
+        "a, b = ValueError('a'), ValueError('b')\na.__cause__, b.__cause__ = b, a\nraise a",
+        "ValueError: a",
+    ),
+    "closes_streams": error(
+        "os.close(1)\nos.close(2)\nraise KeyError('said anyway')", "said anyway"
+    ),
     "alarm": error("signal.setitimer(signal.ITIMER_REAL, 0.01)\ntime.sleep(5)", "SIGALRM"),
     "environment": honest(
         "os.environ.clear()\nos.environ['CUDA_VISIBLE_DEVICES'] = '7'\n"
@@ -259,6 +323,11 @@ CASES = {
     ),
     "grows_output": Case(
         taking("output.resize_(1 << 12, 1 << 10)"), "INCORRECT_SHAPE", "expected shape [8, 128]"
+    ),
+    "output_aliases_input": wrong("output.set_(hidden_states.to(torch.bfloat16))", "of the elem"),
+    "output_other_strides": honest("output.set_({right}.to(torch.bfloat16).t().contiguous().t())"),
+    "output_other_dtype": Case(
+        taking("output.data = {right}.float()"), "INCORRECT_DTYPE", "got torch.float32"
     ),
     "lazy_output": error(
         WRITE + "output.__class__ = Lazy", "made its output a Lazy, expected", SUBCLASS
@@ -274,6 +343,13 @@ CASES = {
             "KEPT = {}",
         ),
         "INCORRECT_NUMERICAL",
+    ),
+    "cached_by_tokens": wrong(
+        "key = len(hidden_states)\n"
+        "if key not in KEPT:\n    KEPT[key] = {right}.to(output.dtype)\n"
+        "output.copy_(KEPT[key])",
+        "",
+        "KEPT = {}",
     ),
     "cached_by_file": Case(
         taking(
@@ -306,6 +382,14 @@ CASES = {
     ),
     "returns_sparse": Case(
         returning("{right}.to(torch.bfloat16).to_sparse()"), "RUNTIME_ERROR"
+    ),
+    "returns_no_storage": Case(
+        returning("(lambda x: (x.untyped_storage().resize_(0), x)[1])({right}.bfloat16())"),
+        "RUNTIME_ERROR",
+        "SIGSEGV",
+    ),
+    "returns_overlapping": Case(
+        returning("torch.as_strided({right}.bfloat16(), (8, 128), (0, 0))"), "INCORRECT_NUMERICAL"
     ),
     "returns_generator": Case(
         returning("({right} for _ in range(1))"), "RUNTIME_ERROR", "returned a generator"

@@ -11,8 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import geometric_mean
 
-from flashinfer_bench.data import ScalarInput
-
 from ..dataset.workload_table import DEFINITION, table_path
 from .compatibility import (
     ABSENT,
@@ -38,7 +36,7 @@ from .table import (
     Row,
     Scope,
 )
-from .traces import BUNDLE, KERNELS, TraceRecord
+from .traces import BUNDLE, KERNELS, Environment, TraceRecord, scalars_of
 
 
 def nothing_known(hardware: str) -> Gpu | None:  # noqa: ARG001
@@ -161,11 +159,7 @@ def _compare_one(
                 uuid=uuid,
                 label={},
                 axes=dict(workload.axes),
-                scalars={
-                    name: value.value
-                    for name, value in workload.inputs.items()
-                    if isinstance(value, ScalarInput)
-                },
+                scalars=scalars_of(workload),
                 routing=routing,
                 regime=regime_of(seq_len) if geometry and seq_len is not None else None,
                 cells=_untimed(complete) if simulated else _judged(complete, baseline),
@@ -200,10 +194,11 @@ def _compare_one(
 def _latest(
     records: Iterable[TraceRecord], differing: Sequence[str]
 ) -> dict[tuple[tuple[str, ...], str], TraceRecord]:
-    """The latest record of each variant (see _variant) and workload."""
+    """The latest record of each variant (see _Variants) and workload."""
     latest: dict[tuple[tuple[str, ...], str], TraceRecord] = {}
+    variants = _Variants(differing)
     for record in records:
-        key = _variant(record, differing), record.workload.uuid
+        key = variants[record.solution, record.where], record.workload.uuid
         if key not in latest or record.timestamp >= latest[key].timestamp:
             latest[key] = record
     return latest
@@ -216,18 +211,26 @@ def _runs(
 ) -> dict[tuple[tuple[str, ...], str], list[TraceRecord]]:
     """All records of each variant and workload that were made by the latest one's commit."""
     runs: dict[tuple[tuple[str, ...], str], list[TraceRecord]] = defaultdict(list)
+    variants = _Variants(differing)
     for record in records:
-        key = _variant(record, differing), record.workload.uuid
+        key = variants[record.solution, record.where], record.workload.uuid
         if record.note(BUNDLE) == latest[key].note(BUNDLE):
             runs[key].append(record)
     return runs
 
 
-def _variant(record: TraceRecord, differing: Sequence[str]) -> tuple[str, ...]:
-    """Solution, emulated architecture (empty if none), values of the differing environment."""
-    environment = record.environment
-    values = (environment.get(name, ABSENT) for name in differing)
-    return record.solution, record.emulated or "", *values
+class _Variants(dict[tuple[str, Environment], tuple[str, ...]]):
+    """Of what ran where: solution, emulated architecture (empty if none), values of the differing
+    environment."""
+
+    def __init__(self, differing: Sequence[str]) -> None:
+        self.differing = differing
+
+    def __missing__(self, key: tuple[str, Environment]) -> tuple[str, ...]:
+        solution, where = key
+        values = (where.facts.get(name, ABSENT) for name in self.differing)
+        self[key] = solution, where.emulated or "", *values
+        return self[key]
 
 
 def _columns(

@@ -36,8 +36,10 @@ def timing(record: TraceRecord) -> str:
         return UNKNOWN
 
 
-def split(records: Sequence[TraceRecord], mix: bool, here: str | None) -> list[list[TraceRecord]]:
-    """The records of each section; those of `here` (a hardware name) first, then the newest.
+def split(
+    records: Sequence[TraceRecord], mix: bool, here: Callable[[], str | None]
+) -> list[list[TraceRecord]]:
+    """The records of each section; those of the hardware that `here` tells first, then the newest.
 
     A section has one GPU and, where traces of a GPU differ in anything else that is recorded, one
     harness, driver and version of each library. With `mix` it has one way of timing only.
@@ -49,11 +51,14 @@ def split(records: Sequence[TraceRecord], mix: bool, here: str | None) -> list[l
         environments = by_environment(group)
         differing = [name for name, by in environments.items() if len(recorded(name, by)) > 1]
         sections += _grouped(group, partial(_values, differing))
+    if len(sections) == 1:
+        return sections
+    first = here()
     newest = [max(record.timestamp for record in section) for section in sections]
     order = sorted(
         range(len(sections)),
         key=lambda i: (
-            sections[i][0].environment["hardware"] != here,
+            sections[i][0].environment["hardware"] != first,
             -newest[i].timestamp(),
         ),
     )
@@ -82,7 +87,7 @@ def compare_sections(
     records: Sequence[TraceRecord],
     *,
     root: Path,
-    here: str | None = None,
+    here: Callable[[], str | None] = lambda: None,
     definition: str | None = None,
     solutions: Sequence[str] | None = None,
     baseline: str | None = None,
@@ -90,7 +95,8 @@ def compare_sections(
     rates: Rates = nothing_known,
     skipped_lines: int = 0,
 ) -> list[Comparison]:
-    """As `compare`, in sections; `here` is this machine's hardware as traces name it.
+    """As `compare`, in sections; `here` tells this machine's hardware as traces name it, and is
+    asked only if there are several.
 
     A baseline that a section lacks is left out there, with a note; in all of them, it is an error.
     """
@@ -123,7 +129,7 @@ def compare_sections(
             notes = list(comparison.notes)
             if left_out:
                 notes.insert(0, f"No ratios: {baseline} was not measured here.")
-            if len(sections) > 1 and section[0].environment["hardware"] == here and not mix:
+            if len(sections) > 1 and not mix and section[0].environment["hardware"] == here():
                 notes.insert(0, THIS_MACHINE)
             comparisons.append(replace(comparison, notes=notes))
     return comparisons

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import gc
+import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from math import inf
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from flashinfer_bench.data import EvaluationStatus, ScalarInput, Trace, Workload
 from pydantic import ValidationError
 from pydantic_core import from_json
 
 from ..hardware import UNKNOWN, emulated, unmarked
 from ..paths import BadInput
+from ..trace_model import trace_model
+
+if TYPE_CHECKING:
+    from flashinfer_bench.data import Trace, Workload
 
 # flashinfer-bench itself writes no version into a trace, but its versions differ in where they put
 # it. This matters: 0.1.2 reports mean latencies on fresh clones, its successor medians without.
@@ -186,6 +190,8 @@ def _harness_of(file: Path, root: Path | None) -> str:
 
 def whole_traces(records: Sequence[TraceRecord]) -> list[tuple[Trace, bytes]]:
     """The harness's own object of each record, and its line, which may hold more."""
+    from flashinfer_bench.data import Trace
+
     lines = {path: path.read_bytes().split(b"\n") for path in {r.path for r in records}}
     own = [lines[record.path][record.line - 1] for record in records]
     return [(Trace.model_validate_json(line), line) for line in own]
@@ -221,9 +227,10 @@ class Reader:
         if head is None:
             return None
         try:
-            rest = from_json(b"{" + line[cut:])
+            text = line[cut:]
+            rest = from_json(b"{" + text)
             evaluation = rest["evaluation"]
-            if _kind(rest) not in self._kinds or type(evaluation["log"]) is not str:
+            if type(evaluation["log"]) is not str or _kind(rest, text) not in self._kinds:
                 return None
             solution = self._solutions[rest["solution"]]
             where = self._environments[_environment_key(evaluation["environment"], harness)]
@@ -268,7 +275,7 @@ class Reader:
             where = self._environments[key] = Environment(made.hardware, made.libs, harness)
         self._learn(line, trace, workload)
         correctness, performance = evaluation.correctness, None
-        if evaluation.status is EvaluationStatus.PASSED:
+        if evaluation.status == PASSED:
             performance = evaluation.performance
         return TraceRecord(
             trace.definition,
@@ -289,7 +296,7 @@ class Reader:
     def _workload(self, trace: Trace, source: str) -> Workload:
         """Its only object; raises TraceError for a workload whose uuid was another's before."""
         workload = trace.workload
-        scalars = {n: i.value for n, i in workload.inputs.items() if isinstance(i, ScalarInput)}
+        scalars = scalars_of(workload)
         known, known_scalars, first = self._workloads.setdefault(
             workload.uuid, (workload, scalars, source)
         )
@@ -310,24 +317,31 @@ class Reader:
             head = from_json(line[:cut].rstrip().removesuffix(b",") + b"}")
             rest = from_json(b"{" + line[cut:])
             if head.keys() == {"definition", "workload"}:
-                self._kinds.add(_kind(rest))
+                self._kinds.add(_kind(rest, line[cut:]))
                 self._heads[line[:cut]] = trace.definition, workload
                 self._solutions[trace.solution] = trace.solution
         except (KeyError, TypeError, ValueError, AttributeError):
             pass  # in another order, which is as good
 
 
+def scalars_of(workload: Workload) -> dict[str, float]:
+    """Its inputs that are numbers."""
+    return {name: each.value for name, each in workload.inputs.items() if each.type == "scalar"}
+
+
 SOLUTION = b'"solution":'
+PASSED = "PASSED"
 USUAL_TIME = len("2026-11-20T13:00:00.123456")
 
 
-def _kind(rest: dict) -> tuple:
+def _kind(rest: dict, text: bytes) -> tuple:
     """Everything about a line's solution and evaluation that decides whether the harness takes it,
-    but figures, names, time and log."""
+    but figures, names, time and log. How often a key ends tells whether one is there twice."""
     evaluation = rest["evaluation"]
     correctness, performance = evaluation.get("correctness"), evaluation.get("performance")
     extra = correctness and correctness.get("extra")
     return (
+        text.count(b'":') - evaluation["log"].count('":'),
         *rest,
         *evaluation,
         evaluation["status"],
@@ -371,13 +385,24 @@ def _check_names(trace: Trace) -> None:
             raise TraceError(f"{what}: expected a name in printable characters, got {name!r}")
 
 
+def _no_key_twice(pairs: list[tuple[str, object]]) -> None:
+    seen = set()
+    for name, _ in pairs:
+        if name in seen:
+            raise TraceError(f"{name!r:.100}: expected this key once")
+        seen.add(name)
+
+
 def _parse(line: bytes) -> Trace:
     """The harness's object; raises TraceError saying what is wrong with the line."""
     if lax := NO_NUMBER.search(line):
         figure, value = (group.decode(errors="replace") for group in lax.groups())
         raise TraceError(f"{figure}: expected a number, got {value}")
     try:
-        trace = Trace.model_validate_json(line)
+        trace = trace_model().model_validate_json(line)
+        json.loads(line, object_pairs_hook=_no_key_twice)
+    except RecursionError:
+        raise TraceError("nested too deeply") from None
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"]))
@@ -385,13 +410,15 @@ def _parse(line: bytes) -> Trace:
     if trace.solution is None or trace.evaluation is None:
         raise TraceError("a workload, not a result: solution or evaluation is missing")
     evaluation = trace.evaluation
-    if evaluation.status is EvaluationStatus.PASSED:
+    if evaluation.status == PASSED:
         latency = evaluation.performance.latency_ms
         if not 0 < latency < inf:
             raise TraceError(
                 f"solution {trace.solution}: PASSED with latency_ms {latency}, expected a positive "
                 "number (a run without timing?)"
             )
+        if not evaluation.performance.reference_latency_ms < inf:
+            raise TraceError(f"solution {trace.solution}: reference_latency_ms: expected a number")
     if evaluation.correctness and evaluation.correctness.extra:
         matched_ratio = evaluation.correctness.extra.get("matched_ratio")
         is_number = isinstance(matched_ratio, int | float) and not isinstance(matched_ratio, bool)

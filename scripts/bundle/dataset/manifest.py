@@ -7,7 +7,14 @@ from pathlib import Path, PurePosixPath
 from typing import Annotated
 
 from flashinfer_bench.data.solution import SupportedBindings, SupportedLanguages
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+)
 from pydantic_core import ErrorDetails
 
 from ..paths import BadInput
@@ -19,6 +26,16 @@ else:
     import tomli as tomllib
 
 CONFIG_FILE = "solution.toml"
+
+
+def _printable(text: str) -> str:
+    """Others read it in a terminal or on a page: no control characters, no marks of direction."""
+    if not text.replace("\n", " ").isprintable():
+        raise ValueError("expected printable characters")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_printable)]
 ModuleName = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$", max_length=200)]
 
 
@@ -40,7 +57,7 @@ class RequiredFile(BaseModel):
     package: ModuleName
     path: str
     """Relative to the package's folder."""
-    install: str
+    install: Text
     """The exact command that puts it there."""
 
     @field_validator("path")
@@ -62,7 +79,7 @@ class Requires(BaseModel):
     """Whether it runs on a machine without CUDA, too."""
     modules: list[ModuleName] = []
     """Modules that must be importable."""
-    install: str = ""
+    install: Text = ""
     """The exact command that installs them."""
     files: list[RequiredFile] = []
     """Files that some devices need besides."""
@@ -75,7 +92,7 @@ class SolutionConfig(BaseModel):
 
     name: str
     """Must equal the folder's name."""
-    description: str
+    description: Text
     author: str = Field(pattern=r"^\w[\w.-]*$", max_length=100)
     """Also a folder's name, in the official dataset."""
     definition: str
@@ -83,8 +100,8 @@ class SolutionConfig(BaseModel):
     """CuTe DSL, which the harness does not know, is "python"."""
     entry_point: str = Field(pattern=r"^[^:]+::\w+$")
     """`file::function`, the file relative to the folder."""
-    dependencies: list[str] = []
-    target_hardware: list[str] = Field(min_length=1)
+    dependencies: list[Text] = []
+    target_hardware: list[Text] = Field(min_length=1)
     destination_passing_style: bool = True
     binding: SupportedBindings | None = None
     requires: Requires = Requires()

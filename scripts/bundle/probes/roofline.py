@@ -6,15 +6,16 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from ..cli import DATA
 from ..comparison.floor import Gpu
 from ..machine import hardware_name, provenance
 from ..sheets import Entry, Heading, Sheet, number_entry
 from .store import Report, Row, load, report_path, save
-from .timer import Call, Timer
+
+if TYPE_CHECKING:
+    from .timer import Call, Timer
 
 BYTES = 4 << 30
 GEMMS = ((16384, 4096, 7168), (8192, 8192, 8192))  # M, N, K: GEMM1 of many tokens; a usual peak
@@ -67,6 +68,8 @@ def rates(folder: Path, hardware: str) -> Gpu | None:
         return load(RooflineReport, path).gpu
     if hardware != hardware_name():
         return None
+    from .timer import Timer
+
     print(f"Measuring what the {hardware} reaches, once ...", file=sys.stderr)
     report = RooflineReport(provenance=provenance("python scripts/roofline.py"), planned=0)
     timer = Timer(warmups=3, iterations=12)
@@ -104,6 +107,8 @@ def measurements(timer: Timer) -> list[tuple[str, Callable[[], RateRow]]]:
 
 
 def reading() -> Call:
+    import torch
+
     from .kernels.read_kernel import read
 
     buffer = torch.ones(BYTES // 4, dtype=torch.int32, device="cuda")
@@ -111,6 +116,8 @@ def reading() -> Call:
 
 
 def copying() -> Call:
+    import torch
+
     source = torch.ones(BYTES // 2, dtype=torch.uint8, device="cuda")
     return partial(torch.empty_like(source).copy_, source)
 
@@ -119,6 +126,8 @@ def gemm(m: int, n: int, k: int) -> Call:
     """cuBLAS with one scale per tensor, bf16 result. Random values: zeros would draw less power
     and run at a higher clock.
     """
+    import torch
+
     a, b = (
         torch.randn(shape, device="cuda", dtype=torch.bfloat16).to(torch.float8_e4m3fn)
         for shape in ((m, k), (n, k))

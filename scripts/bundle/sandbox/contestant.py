@@ -15,6 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from statistics import mean, median
 from typing import Any
 
@@ -45,7 +46,7 @@ class WrongOutput(Exception):
 def report(error: BaseException) -> str:
     """Write the traceback to the log, and return the exception's one line, neither without end."""
     for line in traceback.format_tb(error.__traceback__, limit=-20):
-        os.write(2, line.encode("utf-8", "backslashreplace"))
+        _log(line)
     try:
         text = str(error)
     except BaseException as second:  # whatever the solution's exception does
@@ -59,8 +60,13 @@ def report(error: BaseException) -> str:
     cause = error.__cause__
     if cause is not None and cause is not error and cause.__cause__ is None:
         report(cause)
-    os.write(2, (line + "\n").encode("utf-8", "backslashreplace"))
+    _log(line + "\n")
     return line
+
+
+def _log(text: str) -> None:
+    with suppress(OSError):  # the solution may have closed it
+        os.write(2, text.encode("utf-8", "backslashreplace"))
 
 
 def _nothing_built(*arguments: Any) -> Any:

@@ -32,6 +32,9 @@ class Limits:
     printed_bytes: int = 1 << 30
     written_bytes: int = 8 << 30
     """In files in its own folder."""
+    processes: int = 256
+    files: int = 10_000
+    """In its own folder; to remove many takes as long as to make them."""
 
 
 class Failure(Exception):

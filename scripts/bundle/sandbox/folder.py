@@ -4,39 +4,50 @@ from __future__ import annotations
 
 import os
 import subprocess
-import tempfile
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 REMOVE_SECONDS = 60
 
 
-def free_bytes(path: Path) -> int:
-    """What a user may still write there; 0 if the folder has gone."""
+class Room(NamedTuple):
+    """What may still be written somewhere, or what has been."""
+
+    bytes: int
+    files: int
+    """Folders and links, too; 0 where the file system has no table of them that can be full."""
+
+
+def free_room(path: Path) -> Room:
+    """What a user may still write there; nothing if the folder has gone."""
     try:
         status = os.statvfs(path)
     except OSError:
-        return 0
-    return status.f_bavail * status.f_frsize
+        return Room(0, 0)
+    return Room(status.f_bavail * status.f_frsize, status.f_favail)
 
 
-def size_of(path: Path) -> int:
-    """Bytes that the files below take on the disk."""
-    command = ["du", "--summarize", "--block-size=1", "--one-file-system", str(path)]
+def taken_room(path: Path) -> Room:
+    """What is below: bytes that it takes on the disk, and how many files."""
+    return Room(_usage(path, "--block-size=1"), _usage(path, "--inodes"))
+
+
+def _usage(path: Path, unit: str) -> int:
+    command = ["du", "--summarize", "--one-file-system", unit, str(path)]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False)
     fields = done.stdout.split()
     return int(fields[0]) if fields else 0
 
 
-def remove_folder(folder: tempfile.TemporaryDirectory) -> None:
-    """Remove it with all that is in it; what cannot be removed stays."""
-    path = Path(folder.name)
-    with suppress(RecursionError):  # deeper than Python's function for it can follow
-        folder.cleanup()  # made with ignore_cleanup_errors
-    if path.is_symlink() or not path.exists():
-        return
-    for command in (["chmod", "-R", "u+rwX"], ["rm", "-rf", "--one-file-system"]):
+def remove_folder(path: Path) -> None:
+    """Remove it with all that is in it, also what is deeper or more than Python could follow.
+
+    What cannot be removed in time stays.
+    """
+    remove = ["rm", "-rf", "--one-file-system", str(path)]
+    for command in (remove, ["chmod", "-R", "u+rwX", str(path)], remove):
+        if path.is_symlink() or not path.exists():
+            return
         with suppress(subprocess.TimeoutExpired):
-            subprocess.run(
-                [*command, path], timeout=REMOVE_SECONDS, stderr=subprocess.DEVNULL, check=False
-            )
+            subprocess.run(command, timeout=REMOVE_SECONDS, stderr=subprocess.DEVNULL, check=False)

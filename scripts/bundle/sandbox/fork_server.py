@@ -6,6 +6,7 @@ knows no expected output.
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import socket
@@ -29,9 +30,11 @@ def serve(descriptor: int, parent: int) -> None:
     inherit_orphans()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this one
     connection = socket.socket(fileno=descriptor)
-    from . import contestant  # noqa: F401  # the slow part
+    from ..harness import load_builders  # the slow part
+    from . import contestant  # noqa: F401
     from .confinement import hide_memory
 
+    load_builders()
     hide_memory()
     connection.send(b"1")
     child = 0
@@ -79,6 +82,7 @@ def _become_solution(launcher: socket.socket, descriptors: list[int], folder: Pa
         )
         os.close(order_memory)
         os.close(log)
+        die_of_faults()
         enter(folder, order.confined)
         confinement.limit_resources(order.memory_limit)
         if order.confined:
@@ -94,6 +98,16 @@ def _become_solution(launcher: socket.socket, descriptors: list[int], folder: Pa
         report(error)
     finally:
         os._exit(1)
+
+
+def die_of_faults() -> None:
+    """Have a fault end this process at once, and write where in Python it was.
+
+    Handlers of libraries would have it look up C++ symbols first, for many seconds or for ever.
+    """
+    for fault in (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT):
+        signal.signal(fault, signal.SIG_DFL)
+    faulthandler.enable(2)
 
 
 def answer_requests(connection: socket.socket, order: Order, memory: int) -> None:

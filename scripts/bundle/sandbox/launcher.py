@@ -13,16 +13,20 @@ import struct
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from .processes import descendants, end_descendants, inherit_orphans
+from .processes import descendants, end_descendants, inherit_orphans, is_stopped
 
 SCRIPTS = Path(__file__).resolve().parents[2]
 START_SECONDS = 120.0
 """For the imports, on a slow disk."""
-REAP_SECONDS = 6.0
+ANSWER_SECONDS = 90.0
+"""For an answer, on a machine full of processes that are being ended."""
+LOOK_SECONDS = 1.0
+"""Between two looks at a launcher that does not answer."""
 PROGRAM = (
     f"import sys; sys.path.insert(0, {str(SCRIPTS)!r}); "
     "from bundle.sandbox.fork_server import serve; serve(int(sys.argv[1]), int(sys.argv[2]))"
@@ -81,10 +85,9 @@ class Launcher:
 
         descriptors: its socket, its log, the shared memory, the order.
         """
-        self.connection.settimeout(REAP_SECONDS)
         try:
             socket.send_fds(self.connection, [START + os.fsencode(folder)], descriptors)
-            (pid,) = PID.unpack(self.connection.recv(PID.size))
+            (pid,) = PID.unpack(self._answer(PID.size))
         except (OSError, struct.error) as error:
             raise LauncherError("the process that starts solutions has gone") from error
         return pid
@@ -94,14 +97,26 @@ class Launcher:
 
         Returns its wait status, or None if the launcher itself had to be replaced.
         """
-        self.connection.settimeout(REAP_SECONDS)
         try:
             self.connection.send(REAP)
-            found, status = STATUS.unpack(self.connection.recv(STATUS.size))
+            found, status = STATUS.unpack(self._answer(STATUS.size))
         except (OSError, struct.error):
             self.close()
             return None
         return status if found else None
+
+    def _answer(self, size: int) -> bytes:
+        """Nothing if the launcher has ended or been stopped; raises OSError if it says nothing."""
+        deadline = time.monotonic() + ANSWER_SECONDS
+        self.connection.settimeout(LOOK_SECONDS)
+        while True:
+            try:
+                return self.connection.recv(size)
+            except TimeoutError:
+                if is_stopped(self.process.pid):
+                    return b""
+                if time.monotonic() > deadline:
+                    raise
 
     @property
     def alive(self) -> bool:

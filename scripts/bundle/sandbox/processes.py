@@ -17,6 +17,9 @@ from pathlib import Path
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
+END_SECONDS = 60.0
+
+
 def prctl(option: int, *arguments: int) -> None:
     """prctl(2); raises OSError where it fails."""
     values = [ctypes.c_ulong(value) for value in (*arguments, 0, 0, 0, 0)[:4]]
@@ -55,18 +58,54 @@ def descendants(root: int) -> list[int]:
     return found
 
 
-def memory_of(pids: Iterable[int]) -> int:
-    """Bytes of memory that these processes hold for themselves."""
-    total = 0
+def is_stopped(pid: int) -> bool:
+    """Whether a signal has stopped this process."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return False
+    return fields[0] in (b"T", b"t")
+
+
+def memory_at_most(pids: Iterable[int], forked_from: int) -> int:
+    """Bytes of memory of forks of a process, beyond what that one holds itself.
+
+    What they share with each other counts as often as it is shared.
+    """
+    shared = _kibibytes(forked_from, "status", "RssAnon:") or 0
+    return 1024 * sum(max((_kibibytes(p, "status", "RssAnon:") or 0) - shared, 0) for p in pids)
+
+
+def memory_of(pids: Iterable[int]) -> int | None:
+    """Bytes of memory of processes, what they share divided among them; takes much longer.
+
+    None where the kernel does not tell this user.
+    """
+    own = [_kibibytes(pid, "smaps_rollup", "Pss_Anon:") for pid in pids]
+    known = [each for each in own if each is not None]  # the others may have ended
+    return 1024 * sum(known) if known else None
+
+
+def _kibibytes(pid: int, file: str, name: str) -> int | None:
+    """A figure of a process; None if it has ended, or its files are closed to this user."""
+    try:
+        text = Path(f"/proc/{pid}/{file}").read_text("utf-8", "replace")
+    except OSError:
+        return None
+    for line in text.splitlines():
+        if line.startswith(name):
+            return int(line.split()[1])
+    return None
+
+
+def processor_seconds(pids: Iterable[int]) -> float:
+    """That these processes have run, all their threads together."""
+    ticks = 0
     for pid in pids:
-        try:
-            status = Path(f"/proc/{pid}/status").read_text("utf-8", "replace")
-        except OSError:
-            continue
-        for line in status.splitlines():
-            if line.startswith("RssAnon:"):
-                total += int(line.split()[1]) * 1024
-    return total
+        with suppress(OSError):  # it ended meanwhile
+            fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def shared_memory() -> int:
@@ -77,15 +116,16 @@ def shared_memory() -> int:
     return 0  # not every sandbox of containers tells
 
 
-def end_descendants(spared: Iterable[int] = (), seconds: float = 4.0) -> dict[int, int]:
+def end_descendants(spared: Iterable[int] = ()) -> dict[int, int]:
     """Kill and reap all descendants of this process but `spared` and theirs.
 
-    Returns the wait status of each child by pid. A process that the kernel does not let go within
-    `seconds` is left to it.
+    Returns the wait status of each child by pid. Thousands of them take seconds to end. A process
+    that the kernel does not let go within `END_SECONDS` is left to it.
     """
     statuses: dict[int, int] = {}
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + END_SECONDS
     while True:
+        begun = time.monotonic()
         kept = set(spared)
         for pid in list(kept):
             kept.update(descendants(pid))
@@ -102,4 +142,4 @@ def end_descendants(spared: Iterable[int] = (), seconds: float = 4.0) -> dict[in
                 statuses[reaped] = status
         if not alive or time.monotonic() > deadline:
             return statuses
-        time.sleep(0.002)
+        time.sleep(max(0.002, time.monotonic() - begun))  # they need the processors to end

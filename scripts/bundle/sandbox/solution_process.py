@@ -29,16 +29,23 @@ from .channel import (
     open_tensors,
 )
 from .contract import Failure, Limits, Subject
-from .folder import free_bytes, remove_folder, size_of
+from .folder import free_room, remove_folder, taken_room
 from .launcher import Launcher
 from .poison import poison
-from .processes import descendants, memory_of, shared_memory
+from .processes import (
+    descendants,
+    memory_at_most,
+    memory_of,
+    processor_seconds,
+    shared_memory,
+)
 
 HEAD_BYTES, TAIL_BYTES = 16 << 10, 48 << 10
 """What is kept of what a solution prints: the beginning and the end."""
 WATCH_SECONDS = 0.5
 """Between two looks at the memory and the number of its processes."""
-MAX_PROCESSES = 256
+FEW_PROCESSES = 32
+"""Whose shared memory can be told in the time of a look."""
 LAST_WORDS_SECONDS = 0.25
 """For a forked copy to come back, or a left-over thread to end the process, after the last call."""
 GIB = 1 << 30
@@ -119,8 +126,8 @@ class SolutionProcess:
         )
 
     def __enter__(self) -> SolutionProcess:
-        self._folder = tempfile.TemporaryDirectory(prefix="solution_", ignore_cleanup_errors=True)
-        self._free_before = free_bytes(Path(self._folder.name))
+        self._folder = Path(tempfile.mkdtemp(prefix="solution_"))
+        self._free_before = free_room(self._folder)
         self._shared_before = shared_memory() + sum(x.nbytes for x in self.inputs + self.outputs)
         text = self._order.to_json()
         self._connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -128,7 +135,7 @@ class SolutionProcess:
         order = create_memory(len(text), text)
         try:
             self.pid = self.launcher.fork(
-                [theirs.fileno(), log_end, self._memory, order], Path(self._folder.name)
+                [theirs.fileno(), log_end, self._memory, order], self._folder
             )
             self._pidfd: int | None = os.pidfd_open(self.pid)
         except BaseException:
@@ -218,15 +225,17 @@ class SolutionProcess:
         others = set(descendants(self.launcher.process.pid)) - {self.pid}
         if not others and not answer.number:
             deadline = 0.0
-        while True:
-            ends: list[Any] = [self._connection, self._pidfd]
+        ends: list[Any] = [self._connection, self._pidfd]
+        late = False
+        while not late:
+            late = time.monotonic() >= deadline
             ready, _, _ = select.select(ends, [], [], max(deadline - time.monotonic(), 0.0))
-            if self._connection in ready and (message := self._receive()):
-                self._check_answer(message, b"")
+            if self._connection in ready:
+                if message := self._receive():
+                    self._check_answer(message, b"")
+                ends.remove(self._connection)  # closed; the process may end or stay
             if self._pidfd in ready:
                 raise Failure(EvaluationStatus.RUNTIME_ERROR, self._how_it_died())
-            if not ready:
-                return
 
     @property
     def left_behind(self) -> int:
@@ -268,15 +277,15 @@ class SolutionProcess:
         return answer
 
     def _wait(self, deadline: float) -> bytes:
-        """The next message; meanwhile read what is printed and watch the limits."""
+        """The next message; meanwhile read what is printed and watch the limits.
+
+        What has come counts, even if this process was not run in time to see it.
+        """
         open_ends: list[Any] = [self._connection, self._log, self._pidfd]
         next_look = time.monotonic() + WATCH_SECONDS
         while True:
             now = time.monotonic()
-            if now >= deadline:
-                raise Failure(
-                    EvaluationStatus.TIMEOUT, f"no result within {self.limits.seconds:g} seconds"
-                )
+            late = now >= deadline
             wait = max(min(deadline, next_look) - now, 0.0)
             ready, _, _ = select.select(open_ends, [], [], wait)
             if self._connection in ready:
@@ -294,6 +303,14 @@ class SolutionProcess:
                     )
             if self._pidfd in ready:
                 raise Failure(EvaluationStatus.RUNTIME_ERROR, self._how_it_died())
+            if late:
+                self._check_limits()  # whoever takes too much may have kept this process from it
+                used = processor_seconds(descendants(self.launcher.process.pid))
+                raise Failure(
+                    EvaluationStatus.TIMEOUT,
+                    f"no result within {self.limits.seconds:g} seconds ({used:.1f} s of a "
+                    "processor)",
+                )
             if time.monotonic() >= next_look:
                 self._check_limits()
                 next_look = time.monotonic() + WATCH_SECONDS
@@ -319,22 +336,42 @@ class SolutionProcess:
 
     def _check_limits(self) -> None:
         processes = descendants(self.launcher.process.pid)
-        if len(processes) > MAX_PROCESSES:
+        if len(processes) > self.limits.processes:
             raise Failure(
-                EvaluationStatus.RUNTIME_ERROR, f"started more than {MAX_PROCESSES} processes"
+                EvaluationStatus.RUNTIME_ERROR,
+                f"started more than {self.limits.processes} processes",
             )
+        self._check_memory(processes)
+        self._check_files()
+
+    def _check_memory(self, processes: list[int]) -> None:
         limit = self.limits.memory_bytes
+        if limit is None:
+            return
         shared = max(shared_memory() - self._shared_before, 0)
-        if limit is not None and memory_of(processes) + shared > limit:
+        if memory_at_most(processes, self.launcher.process.pid) + shared <= limit:
+            return
+        used = memory_of(processes) if len(processes) <= FEW_PROCESSES else None
+        if used is None or used + shared > limit:
             raise Failure(
                 EvaluationStatus.RUNTIME_ERROR, f"took more than {limit / GIB:.1f} GiB of memory"
             )
-        written = self._free_before - free_bytes(Path(self._folder.name))
-        if written > self.limits.written_bytes and size_of(Path(self._folder.name)) > written / 2:
+
+    def _check_files(self) -> None:
+        """Others write to the same disk: looks closer only if all together have made too much."""
+        free, limits = free_room(self._folder), self.limits
+        written = self._free_before.bytes - free.bytes
+        made = self._free_before.files - free.files
+        if written <= limits.written_bytes and made <= limits.files:
+            return
+        taken = taken_room(self._folder)
+        if written > limits.written_bytes and taken.bytes > written / 2:
             raise Failure(
                 EvaluationStatus.RUNTIME_ERROR,
-                f"wrote more than {self.limits.written_bytes / GIB:.1f} GiB to files",
+                f"wrote more than {limits.written_bytes / GIB:.1f} GiB to files",
             )
+        if taken.files > limits.files:
+            raise Failure(EvaluationStatus.RUNTIME_ERROR, f"made more than {limits.files} files")
 
     def _how_it_died(self) -> str:
         """Asks the launcher, which ends and reaps everything."""

@@ -63,6 +63,9 @@ SIGNALS = {
     "rt_tgsigqueueinfo": (297, 240),
 }
 PIDFD_SEND_SIGNAL = 424
+OWNERS = {"fcntl": ((72, 25), (8, 15)), "ioctl": ((16, 29), (0x8901, 0x8902))}
+"""With these commands (F_SETOWN, F_SETOWN_EX; FIOSETOWN, SIOCSPGRP) for a second argument they have
+a file send signals of any number to any process."""
 
 Condition = tuple[int, Sequence[int]]
 """An argument's place and the values that are allowed."""
@@ -104,6 +107,8 @@ def _program(architecture: int, column: int, pid: int, keep_signals_in: bool) ->
         for numbers in SIGNALS.values():
             program += _only_if(numbers[column], [(0, itself)], denied)
         program += _only_if(PIDFD_SEND_SIGNAL, None, denied)
+        for numbers, commands in OWNERS.values():
+            program += _unless(numbers[column], commands, denied)
     return [*program, _return(ALLOW)]
 
 
@@ -116,6 +121,15 @@ def _only_if(number: int, conditions: Sequence[Condition] | None, otherwise: byt
         body += [_jump(JUMP_EQUAL, value, left - i, 0) for i, value in enumerate(values)]
         body.append(otherwise)
     body.append(otherwise if conditions is None else _return(ALLOW))
+    return [_jump(JUMP_EQUAL, number, 0, len(body)), *body]
+
+
+def _unless(number: int, commands: Sequence[int], otherwise: bytes) -> list[bytes]:
+    """Instructions for one call: allowed unless its second argument is one of the commands."""
+    left = len(commands)
+    body = [_load(ARGUMENTS + 8)]
+    body += [_jump(JUMP_EQUAL, command, left - i, 0) for i, command in enumerate(commands)]
+    body += [_return(ALLOW), otherwise]
     return [_jump(JUMP_EQUAL, number, 0, len(body)), *body]
 
 
