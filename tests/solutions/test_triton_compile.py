@@ -6,10 +6,10 @@ from child import facts_of
 SHARED_LIMIT = 232_448  # bytes a block may use on sm_90 and sm_100
 
 
-@pytest.mark.parametrize("capability, mma", [(90, "QGMMA"), (100, "UTCQMMA")])
-def test_compiles(capability, mma):
+@pytest.mark.parametrize("capability, mma, count", [(90, "QGMMA", 30), (100, "UTCQMMA", 21)])
+def test_compiles(capability, mma, count):
     kernels = facts_of("compile_triton.py", str(capability))
-    assert len(kernels) == 30
+    assert len(kernels) == count
     for kernel in kernels:
         assert kernel["shared"] <= SHARED_LIMIT, kernel
         if kernel["kernel"].startswith("gemm"):

@@ -1,5 +1,5 @@
-"""Compile the padded GEMM's tiles one after the other, then all at once, a thread each; prints a
-JSON object with the hashes of both."""
+"""Compile the padded GEMM's smaller tiles all at once, a thread each, then one after the other;
+prints a JSON object with the hashes of both."""
 
 import json
 import os
@@ -11,11 +11,13 @@ os.environ.update(CUTE_DSL_ARCH="sm_90a", CUTE_DSL_DUMP_DIR=tempfile.mkdtemp())
 
 import cutlass.cute as cute
 
-from solutions.common.cutedsl.sm90.padded_gemm import TILES, PaddedGemmKernel
+from solutions.common.cutedsl.sm90 import padded_gemm
+
+TILES = padded_gemm.TILES[-2:]  # two meet; more would only take longer
 
 
 def compiled(tile) -> str:
-    kernel = PaddedGemmKernel(tile, num_sms=132).compile(cute.KeepCUBIN)
+    kernel = padded_gemm.PaddedGemmKernel(tile, num_sms=132).compile(cute.KeepCUBIN)
     return sha256(kernel.artifacts.CUBIN).hexdigest()
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 import triton
-from sass import inspect
+from sass import inspect, usage_of
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -29,6 +29,7 @@ TYPES = {
     torch.bfloat16: "*bf16",
     torch.int32: "*i32",
 }
+INSTRUCTIONS = ("QGMMA", "UTCQMMA", "UTMALDG")  # that a GEMM may have
 
 
 def compile_kernel(launcher, constants: tuple, capability: int, num_warps: int):
@@ -57,10 +58,13 @@ def compile_kernel(launcher, constants: tuple, capability: int, num_warps: int):
 
 
 def report(name: str, compiled, folder: Path) -> None:
-    usage, sass = inspect(compiled.asm["cubin"], folder)
+    cubin, counts = compiled.asm["cubin"], {}
+    if name.startswith("gemm"):
+        usage, sass = inspect(cubin, folder)
+        counts = {i: len(re.findall(rf"\b{i}\b", sass)) for i in INSTRUCTIONS}
+    else:
+        usage = usage_of(cubin, folder)
     stack = re.search(r"STACK:(\d+)", usage)
-    instructions = ("QGMMA", "UTCQMMA", "UTMALDG", "LDL", "STL")
-    counts = {i: len(re.findall(rf"\b{i}\b", sass)) for i in instructions}
     print(json.dumps({"kernel": name, "shared": compiled.metadata.shared,
                       "stack": int(stack.group(1)), **counts}))  # fmt: skip
 
@@ -79,15 +83,16 @@ def shipped(capability: int):
         yield f"combine_{'weighted' if weighted else 'plain'}", combine._combine, constants, 4
     yield "gather", gather._gather, (h, i, experts, G.top_k, G.block, 8192, True), 4
     yield "swiglu_quantize", swiglu._swiglu_quantize, (i, experts, G.block, True), swiglu.NUM_WARPS
-    constants = (h, G.top_k, G.block, 8192, True)
-    yield "deepgemm_gather", deepgemm_gather._gather, constants, 4
-    for rows in (16, 32, 64, 128):
-        constants = (i, experts, G.block, rows, True)
-        warps = swiglu.NUM_WARPS
-        yield f"deepgemm_swiglu_{rows}", deepgemm_swiglu._swiglu_quantize, constants, warps
-        block = routing.blocks_for(1)
-        permute = (block.tokens, block.chunk, experts, G.top_k, rows, True)
-        yield f"permute_to_{rows}", routing._permute, permute, 4
+    if capability == 90:  # DeepGEMM is for Hopper alone
+        constants = (h, G.top_k, G.block, 8192, True)
+        yield "deepgemm_gather", deepgemm_gather._gather, constants, 4
+        for rows in (16, 32, 64, 128):
+            constants = (i, experts, G.block, rows, True)
+            warps = swiglu.NUM_WARPS
+            yield f"deepgemm_swiglu_{rows}", deepgemm_swiglu._swiglu_quantize, constants, warps
+            block = routing.blocks_for(1)
+            permute = (block.tokens, block.chunk, experts, G.top_k, rows, True)
+            yield f"permute_to_{rows}", routing._permute, permute, 4
     few, many = sgl_permute.blocks_for(1), sgl_permute.blocks_for(1000)
     yield "sgl_count", sgl_permute._count, (many.tokens * G.top_k, experts, True), many.warps
     for block in (few, many):

@@ -1,8 +1,8 @@
-"""Run the padded GEMM's tiles for sm_100a in the emulator; one JSON line of facts per tile.
+"""Run the padded GEMM's tiles for sm_100a in the emulator; a JSON line of facts per tile and case.
 
-Arguments: K, then the numbers of rows of the experts. Every tile is run in several orders with the
-race checker, on the batch as v1 and as v2 pads it: what lies past an expert's rows is NaN
-or holds other values.
+Arguments: cases as K:ROWS, the numbers of rows of the experts with commas between them. A tile is
+compiled once and run on every case, in several orders with the race checker, on the batch as v1 and
+as v2 pads it: what lies past an expert's rows is NaN or holds other values.
 """
 
 import ctypes
@@ -35,9 +35,7 @@ from solutions.torch_moe.main import dequantize  # noqa: E402
 BLOCKS = 4  # multiprocessors of the device
 
 
-def emulate(tile, rows: list[int], k: int) -> dict:
-    kernel = PaddedGemmKernel(tile, BLOCKS)
-    host = HostProgram(kernel.compile(cute.KeepPTX))
+def emulate(host: HostProgram, rows: list[int], k: int) -> dict:
     offsets = np.array([0, *accumulate(rows)] + [0] * (32 - len(rows)), np.int32)
     digests, errors = [], []
     for padding_is_nan in (True, False):
@@ -61,7 +59,6 @@ def emulate(tile, rows: list[int], k: int) -> dict:
                 error = (result[expert, :count] - expected).norm() / expected.norm()
                 errors.append(error.item())
     return {
-        "tile": str(tile),
         "digests": digests,
         "error": max(errors),
         "multiply_adds": run.multiply_adds,
@@ -70,10 +67,13 @@ def emulate(tile, rows: list[int], k: int) -> dict:
 
 
 def main():
-    k, *rows = map(int, sys.argv[1:])
+    cases = [case.split(":") for case in sys.argv[1:]]
     os.chdir(SCRATCH)
     for tile in TILES:
-        print(json.dumps(emulate(tile, rows, k)), flush=True)
+        host = HostProgram(PaddedGemmKernel(tile, BLOCKS).compile(cute.KeepPTX))
+        for k, rows in cases:
+            facts = emulate(host, [int(count) for count in rows.split(",")], int(k))
+            print(json.dumps({"tile": str(tile), "case": f"{k}:{rows}"} | facts), flush=True)
 
 
 if __name__ == "__main__":

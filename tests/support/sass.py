@@ -12,13 +12,20 @@ from triton import knobs  # ships cuobjdump and nvdisasm
 
 def inspect(cubin: bytes, folder: Path) -> tuple[str, str]:
     """cuobjdump's resource usage and nvdisasm's SASS of a cubin, which is written into folder."""
+    usage = usage_of(cubin, folder)
+    return usage, _said(knobs.nvidia.nvdisasm.path, folder / "kernel.cubin")
+
+
+def usage_of(cubin: bytes, folder: Path) -> str:
+    """cuobjdump's resource usage alone, a fraction of the work."""
     path = folder / "kernel.cubin"
     path.write_bytes(cubin)
-    usage, sass = (
-        subprocess.run([*command, path], capture_output=True, text=True, check=True)
-        for command in ([knobs.nvidia.cuobjdump.path, "-res-usage"], [knobs.nvidia.nvdisasm.path])
-    )
-    return usage.stdout + usage.stderr, sass.stdout
+    return _said(knobs.nvidia.cuobjdump.path, "-res-usage", path)
+
+
+def _said(*command) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return done.stdout + done.stderr
 
 
 def resources(usage: str, sass: str, instructions: str) -> dict:
