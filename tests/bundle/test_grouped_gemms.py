@@ -137,15 +137,24 @@ def test_v3_refuses_what_it_cannot_do(experts, n, k):
         KERNELS["cutedsl_v3_gemm"].make(problem)
 
 
-@pytest.fixture(scope="module")
-def compiled_kernels():
+# one warpgroup, a cluster, tokens on M: the two others have nothing that none of these has
+KINDS = [0, len(CONFIGS) - 2, len(CONFIGS) - 1]
+
+
+@pytest.fixture(
+    scope="module", params=[KINDS, pytest.param([1, 2], marks=pytest.mark.long)], ids=str
+)
+def compiled_kernels(request):
+    """(configuration, facts) of some."""
     pytest.importorskip("cutlass")
-    return facts_of("compile_v3_gemm.py")
+    facts = facts_of("compile_v3_gemm.py", *map(str, request.param))
+    configs = [CONFIGS[number] for number in request.param]
+    assert [kernel["config"] for kernel in facts] == [str(config) for config in configs]
+    return list(zip(configs, facts, strict=True))
 
 
 def test_v3_compiles_to_the_layers_kernel(compiled_kernels):
-    assert [kernel["config"] for kernel in compiled_kernels] == [str(c) for c in CONFIGS]
-    for kernel, config in zip(compiled_kernels, CONFIGS, strict=True):
+    for config, kernel in compiled_kernels:
         assert kernel["weight_tiles"] == [0, 2048 // config.block_n]
         assert kernel["registers"] * kernel["threads"] <= 65_536 and kernel["stack"] == 0
         count = kernel["instructions"]
@@ -155,7 +164,7 @@ def test_v3_compiles_to_the_layers_kernel(compiled_kernels):
 
 def test_v3_launch(compiled_kernels):
     """Grid, block and shared memory; b's TMA descriptor: address, sizes, strides and box."""
-    for kernel, config in zip(compiled_kernels, CONFIGS, strict=True):
+    for config, kernel in compiled_kernels:
         launch = kernel["launch"]
         assert launch["grid"] == [132, 1, 1] and launch["block"] == [kernel["threads"], 1, 1]
         assert launch["shared"] == kernel["shared"] <= 232_448

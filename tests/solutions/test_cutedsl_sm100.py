@@ -172,33 +172,38 @@ def test_bad_config(config, message):
         MoeLayer(DEEPSEEK_V3_EP8, only(config), 148, 100)
 
 
-def test_small_configurations_in_the_emulator():
-    """The kernel for the fewest tokens, then the one that chooses, with every choice: eager, lazy
-    and random orders with the race checker; hot and empty experts."""
+@pytest.fixture(scope="module")
+def small_calls():
+    """Of the kernel for the fewest tokens, then of the one that chooses, with every choice: eager,
+    lazy and random orders with the race checker; hot and empty experts."""
     race = {"random": 2, "race": True}
-    facts = emulated(
+    return emulated(
         {"config": -1, "tokens": 1, **race},
         {"config": -1, "tokens": 20, **race},
         {"config": -1, "tokens": 33, "hot": 3, "race": True},
         {"config": -1, "tokens": 130, "race": True},
+        ONE_OF_BOTH,
     )
-    assert [fact["chosen"] for fact in facts] == [0, 0, 1, 2]
+
+
+ONE_OF_BOTH = {"config": 0, "tokens": 20}  # for Hopper, too
+
+
+def test_small_configurations_in_the_emulator(small_calls):
+    assert [fact["chosen"] for fact in small_calls] == [0, 0, 1, 2, 0]
 
 
 def test_pairs_in_the_emulator():
-    """Both, and the kernel that chooses; each with an expert that has two token tiles."""
-    *_, fact = emulated(
-        {"config": 3, "tokens": 70, "hot": 7, "local": 0, **WIDE},
-        {"config": 4, "tokens": 300, "hot": 7, "local": 0, **WIDE},
-        {"config": -1, "tokens": 513, "local": 0, **WIDE},
-    )
-    assert fact["chosen"] == 3
+    """The kernel for the most tokens, with both choices: an expert has two token tiles."""
+    call = {"config": -1, "kernel_for": 513, "hot": 7, "local": 0, **WIDE}
+    facts = emulated({"tokens": 70, **call}, {"tokens": 300, **call})
+    assert [fact["chosen"] for fact in facts] == [3, 4]
 
 
-def test_like_hopper():
+def test_like_hopper(small_calls):
     """Both backends put out the same rows exactly and the same values up to Hopper's sums."""
-    call = {"config": 0, "tokens": 20}
-    (ours,), (hopper,) = emulated(call), emulated(call, backend=90)
+    *_, ours = small_calls
+    (hopper,) = emulated(ONE_OF_BOTH, backend=90)
     assert ours["integers"] == hopper["integers"]
     assert FEW.act_columns == CONFIGS_100[0].act_columns
     a, b = torch.tensor(ours["output"]), torch.tensor(hopper["output"])

@@ -1,7 +1,11 @@
-"""Compile cutedsl_v3_gemm's kernels for sm_90a; one JSON line of facts per configuration."""
+"""Compile cutedsl_v3_gemm's kernels for sm_90a; one JSON line of facts per configuration.
+
+Arguments: numbers of configurations, by default all.
+"""
 
 import json
 import os
+import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +29,8 @@ POINTERS = [i << 32 for i in range(1, 9)]
 def main():
     os.chdir(SCRATCH)
     geometry = replace(DEEPSEEK_V3_EP8, hidden_size=N, intermediate_size=K)
-    for config in CONFIGS:
+    for number in map(int, sys.argv[1:] or range(len(CONFIGS))):
+        config = CONFIGS[number]
         gemm = GroupedGemm(geometry, config, num_sms=132)
         compiled = gemm.compile(cute.KeepCUBIN)
         usage, sass = inspect(compiled.artifacts.CUBIN, Path(SCRATCH))

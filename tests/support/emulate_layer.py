@@ -57,10 +57,10 @@ class Call:
     """One call of the layer in some orders.
 
     config: number among the backend's configurations, or -1: the device chooses among those for so
-    many tokens. hot: a local expert that every token prefers, or -1; local: how much the tokens
-    prefer the local experts to others. random: how many random orders, besides eager and lazy;
-    race: with the race checker. blocks: multiprocessors of the device. mutate: also leave out every
-    synchronisation of the GEMMs' kernel in turn.
+    many tokens, or for kernel_for tokens if these are more. hot: a local expert that every token
+    prefers, or -1; local: how much the tokens prefer the local experts to others. random: how many
+    random orders, besides eager and lazy; race: with the race checker. blocks: multiprocessors of
+    the device. mutate: also leave out every synchronisation of the GEMMs' kernel in turn.
     """
 
     config: int
@@ -73,6 +73,7 @@ class Call:
     race: bool = False
     blocks: int = 4
     mutate: bool = False
+    kernel_for: int = 0
     seed: int = 0
 
     @property
@@ -82,7 +83,7 @@ class Call:
     @property
     def candidates(self) -> tuple[Candidate, ...]:
         if self.config < 0:
-            return candidates_for(self.tokens, BACKEND)
+            return candidates_for(max(self.tokens, self.kernel_for), BACKEND)
         return only(ALL[self.config])
 
 
