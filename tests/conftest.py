@@ -43,6 +43,23 @@ def seeded():
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="session")
+def _launcher():
+    from kept_launcher import KeptLauncher
+
+    kept = KeptLauncher()
+    yield kept
+    kept.end()
+
+
+@pytest.fixture
+def kept_launcher(_launcher, monkeypatch):
+    """Runners on the CPU do not start a launcher each."""
+    from bundle.runs.cpu_runner import CpuRunner
+
+    monkeypatch.setattr(CpuRunner, "_ready_launcher", lambda _: _launcher.ready())
+
+
 def pytest_collection_modifyitems(config, items):
     """Skip what is marked `gpu` without a CUDA device, and what is marked `long` unless asked."""
     for item in items:

@@ -204,7 +204,7 @@ def test_cpu_inputs_are_new_in_every_run(root):
 
 
 @pytest.fixture
-def run_script(root, monkeypatch, capsys):
+def run_script(root, kept_launcher, monkeypatch, capsys):
     """Calls run.py on the toy bundle; returns (exit status, standard output, standard error)."""
 
     def call(*arguments, local=root):

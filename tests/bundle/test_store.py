@@ -119,7 +119,7 @@ def test_damaged_or_unwritable_traces_are_noticed_before_the_run(committed, tmp_
 
 
 @pytest.fixture
-def in_process(monkeypatch, capsys):
+def in_process(kept_launcher, monkeypatch, capsys):
     """Calls run.py here; returns (exit status, standard output, standard error)."""
 
     def call(root, *arguments):
