@@ -5,7 +5,7 @@ import json
 import compare
 from bundle.comparison.figures import compare as compare_records
 from bundle.comparison.traces import load_traces
-from bundle.page.choosing import choice_sheet, needs
+from bundle.page.choosing import choice_sheet, needs, unmeasured
 from bundle.page.headlines import headline
 from bundle.page.page import breakable
 from bundle.paths import ROOT
@@ -35,6 +35,17 @@ def sheet_of(tmp_path, reports):
     sheet = choice_sheet(comparison, reports)
     names = [f"{heading.group} {heading.name}".strip() for heading in sheet.headings]
     return {row[0].text: dict(zip(names, row, strict=True)) for row in sheet.rows}, comparison
+
+
+def test_what_is_not_measured_is_said_with_its_command(tmp_path):
+    layer, footprint = layer_report(), footprint_report()
+    table, comparison = sheet_of(tmp_path, {})
+    assert "memory, MiB" not in table["triton_fused_moe_v3"]
+    told = unmeasured(comparison, {})
+    assert "GPU time and graph, memory and first call" in told
+    assert "`python scripts/layer.py && python scripts/footprint.py`" in told
+    assert "footprint" not in unmeasured(comparison, {"footprint": footprint})
+    assert unmeasured(comparison, {"layer": layer, "footprint": footprint}) == ""
 
 
 def test_every_figure_stands_beside_the_others(tmp_path):

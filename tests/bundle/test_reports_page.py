@@ -261,6 +261,16 @@ def test_the_solution_filter_hides_rows_columns_lines_and_bars(page):
         "return document.querySelector('figure.bars').style.getPropertyValue('--max')"
     )
     assert float(rescaled) < float(longest)
+    for row in page.find_elements("css selector", "figure.bars .row.short"):
+        times = float(row.get_attribute("data-us")) / float(
+            page.execute_script(
+                "return arguments[0].parentElement.style.getPropertyValue('--max')", row
+            )
+        )
+        assert times > 1 and row.find_element("css selector", ".scale").text in (
+            "",
+            f"1:{times:.1f}",
+        )
     click(page, "#everything")
     assert len(visible(page, f"{LATENCY} thead th")) == 2 + len(SOLUTIONS)
 

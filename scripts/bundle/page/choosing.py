@@ -78,7 +78,23 @@ def choice_markdown(comparison: Comparison, reports: Mapping[str, Report]) -> st
     """The table and what its figures are, for the README."""
     hardware = ", ".join(comparison.provenance.environment["hardware"])
     table = markdown_table(choice_sheet(comparison, reports))
-    return "\n".join([*table, "", f"<sub>{hardware}. {NOTE}</sub>"])
+    notes = " ".join(filter(None, [NOTE, unmeasured(comparison, reports)]))
+    return "\n".join([*table, "", f"<sub>{hardware}. {notes}</sub>"])
+
+
+def unmeasured(comparison: Comparison, reports: Mapping[str, Report]) -> str:
+    """What the table lacks on this GPU, and the commands that measure it; empty if nothing."""
+    in_layer = {row.uuid for row in getattr(reports.get(LayerReport.kind), "rows", [])}
+    missing = []
+    if not any(row.uuid in in_layer for row in comparison.rows):
+        missing.append(("GPU time and graph", "layer"))
+    if not getattr(reports.get(FootprintReport.kind), "rows", []):
+        missing.append(("memory and first call", "footprint"))
+    if not missing or comparison.simulated:
+        return ""
+    names = ", ".join(name for name, _ in missing)
+    commands = " && ".join(f"python scripts/{script}.py" for _, script in missing)
+    return f"Not measured on it yet: {names}; `{commands}` does."
 
 
 def _ends(comparison: Comparison, in_layer: set[str]) -> list[Row]:

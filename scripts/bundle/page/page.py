@@ -31,7 +31,7 @@ from ..probes.store import Report, load_all
 from ..sheets import BEST, DIM, FAILED, Sheet
 from . import plots
 from .choosing import NOTE as CHOICE_NOTE
-from .choosing import choice_sheet
+from .choosing import choice_sheet, unmeasured
 from .headlines import Machine, headline
 from .plots import NARROW, WIDE, Plot
 from .views import (
@@ -187,6 +187,7 @@ def render(page: Page, folder: Path) -> str:
         comparison_sheets=comparison_sheets,
         headline=headline,
         choice_sheet=choice_sheet,
+        unmeasured=unmeasured,
         choice_note=CHOICE_NOTE,
         trace_facts=trace_facts,
         facts=facts,

@@ -11,7 +11,7 @@ function applySolutions() {
   for (const figure of document.querySelectorAll(".bars")) scaleBars(figure, shown);
 }
 
-// As in the page's Python: no bar is drawn longer than twice the median.
+// As in the page's Python: what is longer than twice the median is drawn shorter, and says so.
 function scaleBars(figure, shown) {
   const rows = [...figure.querySelectorAll(".row")].filter((row) => shown.has(row.dataset.solution));
   const times = rows.map((row) => Number(row.dataset.us)).sort((a, b) => a - b);
@@ -21,7 +21,9 @@ function scaleBars(figure, shown) {
   const longest = Math.min(times[times.length - 1], 2 * median);
   figure.style.setProperty("--max", longest);
   for (const row of rows) {
-    row.classList.toggle("cut", Number(row.dataset.us) > longest);
+    const times = Number(row.dataset.us) / longest;
+    row.classList.toggle("short", times > 1);
+    row.querySelector(".scale").textContent = `1:${times.toFixed(1)}`;
   }
 }
 
