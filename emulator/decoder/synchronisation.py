@@ -66,9 +66,9 @@ def map_to_cta(o: Operands, m: re.Match, i: Instruction) -> Op:
 
 
 # -------------------------------------------------------------------------------------- fences
-@form(r"fence\.proxy\.async(?:\.shared::cta|\.shared::cluster|\.global)?")
+@form(r"fence\.proxy\.async(?:\.(shared::cta|shared::cluster|global))?")
 def fence_proxy(o: Operands, m: re.Match, i: Instruction) -> Op:
-    return Op("fence_proxy")
+    return Op("fence_proxy", x=m[1] != "global", y=m[1] in (None, "global"))
 
 
 @form(r"fence\.mbarrier_init\.release\.cluster")

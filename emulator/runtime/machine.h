@@ -259,7 +259,8 @@ void store_matrices(Warp *w, Reg to, int n, const u16 *slots, int transposed);
 void store_async(Warp *w, Reg active, Reg to, int n, const u16 *slots, Reg mbarrier);
 typedef enum { ADD, MAX_S32, MIN_S32, AND, OR, EXCHANGE, COMPARE_EXCHANGE } Atomic;
 Reg atomic_global(Warp *w, Reg active, Reg64 at, Reg value, Reg swap, Atomic operation, int acquire, int release);
-void fence_proxy(Warp *w);
+void fence_proxy(Warp *w);  // of shared memory
+void fence_global(Warp *w, Reg active);
 void fence_release(Warp *w);
 
 // mbarrier.c

@@ -24,6 +24,10 @@ void read_by_async_proxy(Operation *o, Cta *cta, u32 offset, u32 bytes) {
 }
 
 void fence_proxy(Warp *w) { w->fenced = w->cta->grid->time; }
+void fence_global(Warp *w, Reg active) {
+    Race *race = w->cta->grid->race;
+    FOR_LANES(active) if (race) release(w->cta->grid, of_lane(w, l), &race->fenced);
+}
 
 // ----------------------------------------------------------------------------------- loads, stores
 // A register may be wider than what is loaded to it (the rest is zero) or stored from it.

@@ -20,7 +20,10 @@ OPERATION(store_async) { store_async(w, *active, ADDRESS, o->n, SLOTS, B + o->x)
 OPERATION(atomic_global) {
     set(w, active, o->to, atomic_global(w, *active, ADDRESS_W, B, C, o->x, o->y & 1, o->y >> 1));
 }
-OPERATION(fence_proxy) { fence_proxy(w); }
+OPERATION(fence_proxy) {
+    if (o->x) fence_proxy(w);
+    if (o->y) fence_global(w, *active);
+}
 
 // x: bytes of a copy; groups that may be pending
 OPERATION(copy_async) { copy_async(w, *active, narrow(w, o->a) + (u32)o->y, wide(w, o->b) + (u64)o->offset, o->x, C); }

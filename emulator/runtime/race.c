@@ -81,7 +81,7 @@ void race_end(Grid *grid) {
     }
     for (int i = 0; i < race->racers; i++) free(race->clocks[i]);
     for (int i = 0; i < RELEASED; i++) free(race->released[i].clock);
-    free(race->clocks), free(race->ticks), free(race->pages), free(race->released), free(race);
+    free(race->clocks), free(race->ticks), free(race->fenced), free(race->pages), free(race->released), free(race);
 }
 
 // ---------------------------------------------------------------------------------------- accesses
@@ -230,11 +230,15 @@ void write_global(Grid *grid, u64 address, u32 bytes, Access access) {
 }
 
 void load_unordered(Grid *grid, u64 address, u32 bytes, Access access, u8 *to) {
-    if (!grid->race) return;
+    const Race *race = grid->race;
+    if (!race) return;
     for (u64 at = address & ~3ull; at < address + bytes; at += 4) {
         Cell *cell = global_cell(grid, at);
         u8 part = bytes_of(at, address, address + bytes);
-        if (!cell->written.racer || !(cell->write_bytes & part) || ordered(clock_of(grid->race, access), cell->written, access)) continue;
+        Stamp written = cell->written;
+        if (!written.racer || !(cell->write_bytes & part)) continue;
+        int by_warp = (written.racer - 1) % race->per_cta < (race->per_cta - 2u) / 2;
+        if (ordered(clock_of(race, access), written, access) && (!by_warp || (race->fenced && ordered(race->fenced, written, access)))) continue;
         for (int i = 0; i < 4; i++)
             if (part >> i & 1) to[at + i - address] = 0xff, grid->counters.unordered_load_bytes++;
     }

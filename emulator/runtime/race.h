@@ -29,6 +29,7 @@ struct Race {
     int racers, per_cta;
     Time **clocks;
     u32 *ticks;     // a racer's own time
+    Time *fenced;   // what somebody has fenced between the proxies, in global memory
     Cell ***pages;  // of global memory, per range
     struct Released *released;
 };
@@ -56,8 +57,9 @@ void read_tmem(Cta *cta, u32 lane, u32 column, Access access);
 void write_tmem(Cta *cta, u32 lane, u32 column, Access access);
 void read_global(Grid *grid, u64 address, u32 bytes, Access access);
 void write_global(Grid *grid, u64 address, u32 bytes, Access access);
-// What TMA loads to `to`: bytes that somebody else writes at that time become 0xff. Part of a box
-// may be of no use, and then it does not matter; what is used makes the results wrong.
+// What TMA loads to `to`: bytes that somebody else writes at that time, or that a warp has written
+// without a proxy fence behind it, become 0xff. Part of a box may be of no use, and then it does not
+// matter; what is used makes the results wrong.
 void load_unordered(Grid *grid, u64 address, u32 bytes, Access access, u8 *to);
 Time *issue_clock(const Operation *o);             // the issuer's clock, for its operation
 void begin_operation(Grid *grid, Operation *o);    // the agent is behind its issue

@@ -149,19 +149,33 @@ def test_launches_overlap_up_to_their_wait():
     assert {increments("", schedule) for schedule in random_schedules(20)} > {8}
 
 
-def test_what_tma_loads_while_another_warp_writes_it_is_undefined():
+FENCE_GLOBAL = "fence.proxy.async.global;\n"
+ARRIVE = "@%p3 mbarrier.arrive.shared.b64 _, [%r0+8];\n"
+AWAIT = WAIT.replace("wait:", "ready:").replace("bra wait", "bra ready").replace("%r0", "%r0+8")
+
+
+@pytest.mark.parametrize(
+    ("behind_write", "before_load", "defined"),
+    [
+        ("", "", False),  # at any time
+        (ARRIVE, AWAIT, False),  # between the proxies, too, order is needed
+        (FENCE_GLOBAL + ARRIVE, AWAIT, True),
+        (ARRIVE, AWAIT + FENCE_GLOBAL, True),
+    ],
+)
+def test_what_tma_loads_of_another_warp(behind_write, before_load, defined):
     buffers = Buffers()
     array, result = buffers.array(np.zeros(64, np.float32)), buffers.array(np.zeros(4, np.float32))
     words = np.zeros(32, np.uint32)  # a CUtensorMap, see tma.c: one dimension of fp32
     words[0], words[1] = array.ctypes.data & 0xFFFFFFFF, array.ctypes.data >> 32
     words[2], words[8], words[13] = 7 << 7, len(array) - 1, 3 << 24
     body = (
-        START
-        + """setp.eq.s32 %p3, %r1, 32;
+        START.replace("bar.sync", "@!%p1 mbarrier.init.shared.b64 [%r0+8], 1;\nbar.sync")
+        + f"""setp.eq.s32 %p3, %r1, 32;
 @%p3 st.global.b32 [%rd1+8], %r1;
-setp.ge.s32 %p3, %r1, 32;
+{behind_write}setp.ge.s32 %p3, %r1, 32;
 @%p3 bra end;
-mov.b32 %r9, 0;
+{before_load}mov.b32 %r9, 0;
 @!%p1 mbarrier.arrive.expect_tx.shared.b64 _, [%r0], 16;
 @!%p1 cp.async.bulk.tensor.1d.shared::cta.global.tile.mbarrier::complete_tx::bytes """
         + "[%r0+128], [%rd0, {%r9}], [%r0];\n"
@@ -172,8 +186,8 @@ end:
 """
     )
     run = launch(module(body, 3, 64), [buffers.array(words), array, result], buffers, LATE, 64)
-    assert np.isnan(result).tolist() == [False, False, True, False]
-    assert run.counters["unordered_load_bytes"] == 4
+    assert np.isnan(result).tolist() == [False, False, not defined, False]
+    assert run.counters["unordered_load_bytes"] == (0 if defined else 4)
 
 
 MULTIPLY = (
