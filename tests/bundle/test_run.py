@@ -354,8 +354,16 @@ def test_script_as_a_process(root, tmp_path):
     assert len((tmp_path / TRACES).read_text().splitlines()) == 4
 
 
+@pytest.fixture
+def interrupts():
+    """What a shell has started in the background ignores them, and so does what it starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @cpu_only
-def test_ctrl_c_keeps_finished_traces(tmp_path):
+def test_ctrl_c_keeps_finished_traces(interrupts, tmp_path):
     mains = {"a_good": control("good"), "hangs": control("hangs")}
     root = make_bundle(tmp_path / "bundle", mains, (3,))
     process = subprocess.Popen(
