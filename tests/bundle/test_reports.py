@@ -129,7 +129,7 @@ def test_this_machines_rates_are_measured_once_and_stored(tmp_path, monkeypatch)
 
     monkeypatch.setattr(roofline_module, "hardware_name", lambda: "NVIDIA New")
     monkeypatch.setattr(roofline_module, "provenance", lambda _: provenance("r", "NVIDIA New"))
-    monkeypatch.setattr(roofline_module, "Timer", lambda **_: None)
+    monkeypatch.setattr("bundle.probes.timer.Timer", lambda **_: None)
     monkeypatch.setattr(roofline_module, "measurements", measurements)
     assert rates(tmp_path, "NVIDIA Other") is None and not measured
     first = rates(tmp_path, "NVIDIA New")
@@ -141,7 +141,7 @@ def test_this_machines_rates_are_measured_once_and_stored(tmp_path, monkeypatch)
 def test_rates_that_cannot_be_stored_are_used_nevertheless(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(roofline_module, "hardware_name", lambda: "NVIDIA New")
     monkeypatch.setattr(roofline_module, "provenance", lambda _: provenance("r", "NVIDIA New"))
-    monkeypatch.setattr(roofline_module, "Timer", lambda **_: None)
+    monkeypatch.setattr("bundle.probes.timer.Timer", lambda **_: None)
     rows = roofline_report().rows
     monkeypatch.setattr(
         roofline_module, "measurements", lambda _: [("", lambda row=row: row) for row in rows]
