@@ -35,6 +35,8 @@ def main() -> None:
     from bundle.emulation.digests import small_cases
     from bundle.emulation.mutants import mutants_of
 
+    from emulator.mutation import NOT_EXECUTED
+
     for case in small_cases(100 if options.arch == "sm_100a" else 90):
         if options.only not in case.name:
             continue
@@ -49,8 +51,9 @@ def main() -> None:
                     facts = {"arch": options.arch, "case": case.name, "kernel": kernel}
                     file.write(json.dumps(facts | asdict(mutant)) + "\n")
         total = sum(counts.total() for counts in table.values())
-        print(f"{options.arch} {case.name}: {total - len(missed)} of {total} noticed "
-              f"({time.perf_counter() - start:.0f} s)")  # fmt: skip
+        idle = sum(counts[NOT_EXECUTED] for counts in table.values())
+        print(f"{options.arch} {case.name}: {total - idle - len(missed)} of {total} noticed, "
+              f"{idle} {NOT_EXECUTED} ({time.perf_counter() - start:.0f} s)")  # fmt: skip
         for form, counts in sorted(table.items()):
             print(f"  {form}: {', '.join(f'{n} {how}' for how, n in counts.most_common())}")
         for mutant in missed:
