@@ -114,14 +114,25 @@ def test_bad_tile(arguments, message):
 CASES = ("128:1", "512:140,0,65", "1152:0,3,260")  # K, and the experts' rows
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_in_the_emulator(case):
-    """Eager, lazy and random orders with the race checker, and both solutions' padding: correct,
-    and the same bits in all orders, with all tiles and whatever the padding is."""
-    facts = [fact for fact in facts_of("emulate_padded_gemm.py", *CASES) if fact["case"] == case]
+def check(orders: int, case: str) -> None:
+    """Correct, and the same bits in all orders, with all tiles and whatever the padding is."""
+    facts = facts_of("emulate_padded_gemm.py", str(orders), *CASES)
+    facts = [fact for fact in facts if fact["case"] == case]
     assert [fact["tile"] for fact in facts] == [str(tile) for tile in TILES]
     assert all(fact["error"] < 2e-3 for fact in facts)  # bf16's rounding
+    assert all(len(fact["digests"]) == 2 * (orders + 2) for fact in facts)  # both paddings
     assert len({digest for fact in facts for digest in fact["digests"]}) == 1
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_in_the_emulator(case):
+    check(2, case)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("case", CASES)
+def test_in_many_orders(case):
+    check(20, case)
 
 
 @pytest.mark.gpu
@@ -130,7 +141,7 @@ def test_as_in_the_emulator():
     if backend_of(torch.device("cuda", 0)) != 100:
         pytest.skip("needs a GPU of sm_100 or sm_103")
     k, rows = 512, [140, 0, 65]
-    facts = facts_of("emulate_padded_gemm.py", f"{k}:{','.join(map(str, rows))}")
+    facts = facts_of("emulate_padded_gemm.py", "2", f"{k}:{','.join(map(str, rows))}")
     offsets = torch.tensor([0, *accumulate(rows)], dtype=torch.int32, device="cuda")
     a, a_scale, b, b_scale = (tensor.cuda() for tensor in operands(k, rows, padding_is_nan=True))
     for tile, fact in zip(TILES, facts, strict=True):

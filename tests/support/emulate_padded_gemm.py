@@ -1,8 +1,9 @@
 """Run the padded GEMM's tiles for sm_100a in the emulator; a JSON line of facts per tile and case.
 
-Arguments: cases as K:ROWS, the numbers of rows of the experts with commas between them. A tile is
-compiled once and run on every case, in several orders with the race checker, on the batch as v1 and
-as v2 pads it: what lies past an expert's rows is NaN or holds other values.
+Arguments: how many random orders, then cases as K:ROWS, the numbers of rows of the experts with
+commas between them. A tile is compiled once and run on every case, eagerly, as late as possible and
+in the random orders, with the race checker, on the batch as v1 and as v2 pads it: what lies past
+an expert's rows is NaN or holds other values.
 """
 
 import ctypes
@@ -35,7 +36,7 @@ from solutions.torch_moe.main import dequantize  # noqa: E402
 BLOCKS = 4  # multiprocessors of the device
 
 
-def emulate(host: HostProgram, rows: list[int], k: int) -> dict:
+def emulate(host: HostProgram, rows: list[int], k: int, random: int) -> dict:
     offsets = np.array([0, *accumulate(rows)] + [0] * (32 - len(rows)), np.int32)
     digests, errors = [], []
     for padding_is_nan in (True, False):
@@ -47,7 +48,7 @@ def emulate(host: HostProgram, rows: list[int], k: int) -> dict:
         arguments = [ctypes.c_void_p(array.ctypes.data) for array in (*arrays, c)]
         arguments += [ctypes.c_int32(size) for size in (len(rows), a.shape[1], N, k)]
         arguments.append(ctypes.c_void_p(0))
-        for schedule in [EAGER, LAZY, *random_schedules(2)]:
+        for schedule in [EAGER, LAZY, *random_schedules(random)]:
             c[:] = -1
             (run,) = emulated_launch(host, arguments, buffers.ranges, Emulator(schedule, race=True))
             digests.append(digest(c, rows))
@@ -67,13 +68,14 @@ def emulate(host: HostProgram, rows: list[int], k: int) -> dict:
 
 
 def main():
-    cases = [case.split(":") for case in sys.argv[1:]]
+    random, *cases = sys.argv[1:]
     os.chdir(SCRATCH)
     for tile in TILES:
         host = HostProgram(PaddedGemmKernel(tile, BLOCKS).compile(cute.KeepPTX))
-        for k, rows in cases:
-            facts = emulate(host, [int(count) for count in rows.split(",")], int(k))
-            print(json.dumps({"tile": str(tile), "case": f"{k}:{rows}"} | facts), flush=True)
+        for case in cases:
+            k, rows = case.split(":")
+            facts = emulate(host, [int(count) for count in rows.split(",")], int(k), int(random))
+            print(json.dumps({"tile": str(tile), "case": case} | facts), flush=True)
 
 
 if __name__ == "__main__":
