@@ -276,9 +276,13 @@ def test_matrix_of_pairs(config):
 
 @pytest.mark.long
 @pytest.mark.timeout(3000)
-@pytest.mark.parametrize("tokens", [1, 7, 58, 901])
-def test_real_geometry(tokens):
-    emulated({"config": -1, "tokens": tokens, "hidden": 7168, "intermediate": 2048, "blocks": 32})
+@pytest.mark.parametrize(
+    "config, tokens", [(-1, 1), (-1, 7), (-1, 58), (-1, 901), (PAIRS[-1], 901)]
+)
+def test_real_geometry(config, tokens):
+    """The device's choice (-1), and the pairs of many tokens."""
+    real = {"hidden": 7168, "intermediate": 2048, "blocks": 32}
+    emulated({"config": config, "tokens": tokens, **real})
 
 
 # what a CPU cannot notice: see docs/2026-11-25-cutedsl-on-blackwell.md
