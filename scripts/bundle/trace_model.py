@@ -13,6 +13,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+PASSED = "PASSED"
+"""The harness's status of a solution that was right, and timed."""
 PACKAGE = "flashinfer_bench"
 ALONE = "bundle_trace_model"
 """The name under which the harness's folder of models is imported by itself."""

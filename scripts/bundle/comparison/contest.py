@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from ..sheets import BEST, FAILED, Entry, Heading, Sheet
-from .table import PASSED, Comparison
+from ..trace_model import PASSED
+from .table import Comparison
 
 BASELINE = "flashinfer_moe"
 TOLERANCES = "--atol 1 --rtol 0.3 --required-matched-ratio 0.9"

@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import geometric_mean
 
 from ..dataset.workload_table import DEFINITION, table_path
+from ..trace_model import PASSED
 from .compatibility import (
     ABSENT,
     ComparisonError,
@@ -26,7 +27,6 @@ from .spread import Measured
 from .table import (
     COMMON,
     MISSING,
-    PASSED,
     Accuracy,
     Cell,
     Column,

@@ -33,8 +33,9 @@ from ..sheets import (
     rich_table,
 )
 from ..tolerances import MATCHED_RATIO, NEAR
+from ..trace_model import PASSED
 from .compatibility import recorded
-from .table import COMMON, PASSED, Accuracy, Aggregate, Cell, Comparison, Record, Row
+from .table import COMMON, Accuracy, Aggregate, Cell, Comparison, Record, Row
 from .traces import DRIVER
 
 MARKDOWN_WIDTH = 130

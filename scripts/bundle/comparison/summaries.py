@@ -6,7 +6,8 @@ from collections.abc import Callable
 from statistics import geometric_mean
 
 from ..sheets import BEST, DIM, FAILED, Entry, Heading, Sheet, number_entry
-from .table import COMMON, MISSING, PASSED, Cell, Comparison, Row, workload_name
+from ..trace_model import PASSED
+from .table import COMMON, MISSING, Cell, Comparison, Row, workload_name
 
 
 def percent_of_floor(comparison: Comparison) -> dict[str, list[float | None]]:

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from math import isnan, nan
 from statistics import fmean, geometric_mean
 
+from ..trace_model import PASSED
 from .floor import Routing
 from .spread import Measured
 
-PASSED = "PASSED"
 MISSING = "missing"
 COMMON = "common"  # the scope of the workloads passed by all solutions that passed any
 

@@ -17,7 +17,7 @@ from pydantic_core import from_json
 
 from ..hardware import UNKNOWN, emulated, unmarked
 from ..paths import BadInput
-from ..trace_model import trace_model
+from ..trace_model import PASSED, trace_model
 
 if TYPE_CHECKING:
     from flashinfer_bench.data import Trace, Workload
@@ -330,7 +330,6 @@ def scalars_of(workload: Workload) -> dict[str, float]:
 
 
 SOLUTION = b'"solution":'
-PASSED = "PASSED"
 USUAL_TIME = len("2026-11-20T13:00:00.123456")
 
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..comparison.render import matched_ratio
-from ..comparison.table import MISSING, PASSED, Cell, Comparison, Row, workload_name
+from ..comparison.table import MISSING, Cell, Comparison, Row, workload_name
 from ..dataset.manifest import CONFIG_FILE, read_config
 from ..paths import ROOT
 from ..probes.footprint import FootprintReport, FootprintRow, mib
 from ..probes.layer import LayerReport, LayerRow
 from ..probes.store import Report
 from ..sheets import BEST, FAILED, Entry, Heading, Sheet, markdown_table, number
+from ..trace_model import PASSED
 
 NOTE = (
     "harness: latency as flashinfer-bench takes it, with the host's part. GPU: its time alone, "
