@@ -15,8 +15,6 @@ from contextlib import suppress
 from pathlib import Path
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
-
-
 END_SECONDS = 60.0
 
 
@@ -44,12 +42,9 @@ def descendants(root: int) -> list[int]:
     children: dict[int, list[int]] = {}
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
-            try:
-                # the name, in parentheses, may itself hold any character
-                fields = (folder / "stat").read_bytes().rpartition(b")")[2].split()
-            except OSError:  # it ended meanwhile
-                continue
-            children.setdefault(int(fields[1]), []).append(int(folder.name))
+            pid = int(folder.name)
+            if stat := _stat(pid):
+                children.setdefault(int(stat[1]), []).append(pid)
     found, waiting = [], [root]
     while waiting:
         new = children.get(waiting.pop(), [])
@@ -60,11 +55,17 @@ def descendants(root: int) -> list[int]:
 
 def is_stopped(pid: int) -> bool:
     """Whether a signal has stopped this process."""
+    stat = _stat(pid)
+    return stat is not None and stat[0] in (b"T", b"t")
+
+
+def _stat(pid: int) -> list[bytes] | None:
+    """A process's state, its parent's pid and so on (proc(5)); None if it has ended."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        # the name, in parentheses, may itself hold any character
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
     except OSError:
-        return False
-    return fields[0] in (b"T", b"t")
+        return None
 
 
 def memory_at_most(pids: Iterable[int], forked_from: int) -> int:
@@ -102,9 +103,8 @@ def processor_seconds(pids: Iterable[int]) -> float:
     """That these processes have run, all their threads together."""
     ticks = 0
     for pid in pids:
-        with suppress(OSError):  # it ended meanwhile
-            fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-            ticks += int(fields[11]) + int(fields[12])
+        if stat := _stat(pid):
+            ticks += int(stat[11]) + int(stat[12])
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
