@@ -28,13 +28,12 @@ END_SECONDS = 20
 class GpuProcess:
     """A Worker in a child process."""
 
-    def __init__(self, gpu: str, name: str, root: Path, emulated: str | None = None) -> None:
+    def __init__(self, gpu: str, name: str, root: Path) -> None:
         """gpu: as CUDA_VISIBLE_DEVICES takes it."""
         self.name = name
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        arguments = theirs, gpu, name, root, emulated
-        self._process = context.Process(target=serve, args=arguments, name=name)
+        self._process = context.Process(target=serve, args=(theirs, gpu, name, root), name=name)
         self._process.start()
         theirs.close()  # so that its end is noticed here
         self._thread = ThreadPoolExecutor(1)
@@ -68,11 +67,11 @@ class GpuProcess:
         self._connection.close()
 
 
-def serve(connection: Connection, gpu: str, name: str, root: Path, emulated: str | None) -> None:
+def serve(connection: Connection, gpu: str, name: str, root: Path) -> None:
     """The child: answers until its parent closes the connection or ends it."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     os.environ[VISIBLE] = gpu  # before anything asks CUDA
-    evaluator = Evaluator(root, emulated, name)
+    evaluator = Evaluator(root, name=name)
     try:
         while True:
             method, arguments = connection.recv()
