@@ -15,12 +15,21 @@ from bundle.runs import cluster as ray_cluster
 from bundle.runs.cluster import connect, disconnect, of_type, ray_workers
 from bundle.runs.jobs import Finished, Job, Lost, Started
 from bundle.runs.pool import Pool
+from child import SESSION
 from conftest import HAS_CUDA
+from filelock import FileLock
 from toy_bundle import DEFINITION, control, make_bundle, packed
 
 CONFIG = make_config(warmup_runs=1, iterations=1, num_trials=1, timeout_seconds=600)
 TOKENS = (3, 8, 20)
 ENDLESS = 3
+
+
+@pytest.fixture(autouse=True)
+def alone():
+    """`--ray auto` finds any cluster on this machine, that of a test beside this one, too."""
+    with FileLock(Path(os.environ[SESSION]) / "ray.lock"):
+        yield
 
 
 @pytest.fixture
