@@ -28,7 +28,7 @@ from bundle.dataset.loading import describe, load_dataset
 from bundle.dataset.packing import pack_in_place, solution_folders
 from bundle.dataset.replicas import prepare
 from bundle.harness import make_config, settings_for
-from bundle.paths import check_root
+from bundle.paths import BadInput, check_root
 from bundle.probes.reporting import Task, report_parser, run_report
 from bundle.probes.store import Failed
 from bundle.probes.verification import (
@@ -43,7 +43,7 @@ from bundle.runs.selection import keys_of, select_jobs
 from bundle.runs.verification import Plan, make_plan, verify
 from bundle.sandbox.confinement import hide_memory
 from bundle.sandbox.contract import Limits
-from bundle.sandbox.launcher import Launcher
+from bundle.sandbox.launcher import Launcher, LauncherError
 from bundle.tolerances import ATOL, MATCHED_RATIO, RTOL
 from flashinfer_bench.data import Solution, TraceSet
 from rich.console import Console
@@ -108,13 +108,16 @@ class Verifier:
         memory = None if device != "cpu" else int(MEMORY_SHARE * free_memory())
         self.limits = Limits(seconds, memory)
         self.planned: tuple[str, Plan] | None = None
-        self.launcher = Launcher.start()
+        try:
+            self.launcher = Launcher.start(device)
+        except LauncherError as error:
+            raise BadInput(str(error)) from error
 
     def check(self, job: Job, solution: Solution) -> list[VerificationRow | Failed]:
         """The row with what was found."""
         if not self.launcher.alive:
             self.launcher.close()
-            self.launcher = Launcher.start()
+            self.launcher = Launcher.start(self.device)
         plan = self._plan(job)
         start = time.monotonic()
         found = verify(plan, solution, self.launcher, self.limits)

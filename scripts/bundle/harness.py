@@ -137,7 +137,11 @@ def output_specs(
 
 
 def load_builders() -> None:
-    """Import what building takes; one of the harness's libraries then handles SIGSEGV."""
+    """Import what building takes, and look for a GPU.
+
+    A fork of this process can no longer use CUDA; and one of the harness's libraries (tvm_ffi)
+    handles SIGSEGV from here on.
+    """
     BuilderRegistry.get_instance()
 
 

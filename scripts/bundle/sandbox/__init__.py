@@ -1,7 +1,8 @@
 """Somebody else's code in a process of its own, which can harm nothing but its own result.
 
 parent (holds inputs, expected outputs and the clock)
-  └ launcher (fork_server.py: has imported PyTorch and the harness; forks, and reaps all children)
+  └ launcher (fork_server.py: has imported PyTorch and the harness, and never asked for a GPU;
+      forks, and reaps all children)
       └ the solution's process (contestant.py: builds the solution and calls it when told to)
 
 The parent's side is solution_process.py and launcher.py, and imports nothing of the other side's;

@@ -1,12 +1,14 @@
 """The launcher's process, and how a fork of it becomes a solution's process.
 
-The launcher has imported PyTorch and the harness and nothing else. It runs no solution's code and
-knows no expected output.
+The launcher has imported PyTorch, Triton and the harness and nothing else. It runs no solution's
+code, knows no expected output, and never asks whether there is a GPU: that marks all of its forks,
+which PyTorch then keeps from using one.
 """
 
 from __future__ import annotations
 
 import faulthandler
+import importlib
 import os
 import signal
 import socket
@@ -17,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .channel import REQUEST, Command, Order, Outcome, Request
-from .launcher import PID, START, STATUS
+from .launcher import PID, READY, START, STATUS
 from .processes import die_with_parent, end_descendants, inherit_orphans
 
 if TYPE_CHECKING:
@@ -30,13 +32,13 @@ def serve(descriptor: int, parent: int) -> None:
     inherit_orphans()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this one
     connection = socket.socket(fileno=descriptor)
-    from ..harness import load_builders  # the slow part
-    from . import contestant  # noqa: F401
+    from . import contestant  # noqa: F401  # the slow part
     from .confinement import hide_memory
 
-    load_builders()
+    with suppress(ImportError):
+        importlib.import_module("triton")  # as each fork would, to build
     hide_memory()
-    connection.send(b"1")
+    connection.send(READY.pack(forks_can_use_cuda()))
     child = 0
     while True:
         message, descriptors, _, _ = socket.recv_fds(connection, 4096, 4)
@@ -60,8 +62,19 @@ def serve(descriptor: int, parent: int) -> None:
             child = 0
 
 
+def forks_can_use_cuda() -> bool:
+    """Whether nothing has asked for a GPU in this process; only a fork of it can tell."""
+    import torch
+
+    child = os.fork()
+    if child == 0:
+        os._exit(torch.cuda._is_in_bad_fork())
+    return os.waitpid(child, 0)[1] == 0
+
+
 def _become_solution(launcher: socket.socket, descriptors: list[int], folder: Path) -> None:
     """Never returns."""
+    from ..harness import load_builders
     from . import confinement
     from .contestant import report
     from .system_calls import filter_calls
@@ -82,6 +95,7 @@ def _become_solution(launcher: socket.socket, descriptors: list[int], folder: Pa
         )
         os.close(order_memory)
         os.close(log)
+        load_builders()
         die_of_faults()
         enter(folder, order.confined)
         confinement.limit_resources(order.memory_limit)

@@ -1,8 +1,8 @@
 """Starts solutions' processes quickly, and ends all that they have started.
 
-The launcher is a process that has imported PyTorch and the harness and nothing else: forking it
-takes milliseconds, importing takes seconds. It runs no solution's code and knows no expected
-output. A launcher that a solution has killed or stopped is replaced by the next `start`.
+The launcher is a process that has imported PyTorch, Triton and the harness and nothing else:
+forking it takes milliseconds, importing takes seconds. It runs no solution's code and knows no
+expected output. A launcher that a solution has killed or stopped is replaced by the next `start`.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ PROGRAM = (
     f"import sys; sys.path.insert(0, {str(SCRIPTS)!r}); "
     "from bundle.sandbox.fork_server import serve; serve(int(sys.argv[1]), int(sys.argv[2]))"
 )
+READY = struct.Struct("?")
+"""The launcher's first message: whether its forks can use CUDA."""
 START, REAP = b"S", b"R"
 PID = struct.Struct("<i")
 STATUS = struct.Struct("<ii")
@@ -53,8 +55,11 @@ class Launcher:
     """The pids of this process's launchers, of which each thread may have one."""
 
     @classmethod
-    def start(cls) -> Launcher:
-        """Raises LauncherError, with what it has printed, if it does not come up."""
+    def start(cls, device: str = "cpu") -> Launcher:
+        """Raises LauncherError if it does not come up, with what it has printed.
+
+        Also if the processes that it starts could not use `device`.
+        """
         inherit_orphans()
         others = set(descendants(os.getpid()))
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -69,7 +74,7 @@ class Launcher:
             theirs.close()
             ours.settimeout(START_SECONDS)
             try:
-                ready = ours.recv(1)
+                ready = ours.recv(READY.size)
             except OSError:
                 ready = b""
             if not ready:
@@ -78,6 +83,12 @@ class Launcher:
                 text = errors.read().decode("utf-8", "replace").strip()
                 last = text.splitlines()[-1] if text else f"exit status {process.returncode}"
                 raise LauncherError(f"no process for solutions could be started: {last}")
+            if device != "cpu" and ready != READY.pack(True):
+                launcher.close()
+                raise LauncherError(
+                    f"no process for solutions could use {device}: importing PyTorch and "
+                    "flashinfer-bench has initialised CUDA in the one that starts them"
+                )
         return launcher
 
     def fork(self, descriptors: list[int], folder: Path) -> int:
