@@ -59,6 +59,16 @@ static void perform_next(Queue *queue, int which) {
     perform(&o);
 }
 
+// The shared memory of a block that has ended may be another one's already.
+static void refuse_in_flight(const Queue *queue, const char *what) {
+    for (int i = queue->first; i < queue->end; i++) {
+        const Operation *o = &queue->items[i];
+        if (o->kind == COMMIT) continue;
+        o->issuer->line = o->line;
+        fault(o->issuer, "the block has ended, but %s its shared memory", what);
+    }
+}
+
 static void leave(Warp *w) {
     Cta *cta = w->cta;
     while (queued(&w->tmem_loads)) perform_next(&w->tmem_loads, 0);
@@ -66,6 +76,8 @@ static void leave(Warp *w) {
     w->status = EXITED;
     for (u32 i = 0; i < cta->num_warps; i++)
         if (cta->warps[i].status != EXITED) return;
+    for (u32 i = 0; i < cta->num_warps; i++) refuse_in_flight(&cta->warps[i].stores, "this store may still read");
+    refuse_in_flight(&cta->loads, "this load may still write to");
     cta->life = ENDED;
     cta->triggered = 1;
 }
@@ -319,8 +331,6 @@ static int run_round(Grid *grid, int slice) {
 }
 
 static void end_launch(Grid *grid) {
-    for (u32 i = 0; i < grid->num_warps; i++)  // stores that nobody has waited for still happen
-        for (Queue *stores = &grid->warps[i]->stores; queued(stores);) perform_next(stores, 0);
     for (u32 i = 0; i < grid->num_ctas; i++)
         if (!all_free(&grid->ctas[i], 0, TMEM_COLUMNS)) fault(&grid->ctas[i].warps[0], "TMEM has not been deallocated");
     grid->run->progress++;

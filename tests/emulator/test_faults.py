@@ -119,27 +119,52 @@ def test_an_omitted_instruction_is_left_out():
         launch(kernel, [array], buffers, Emulator(LAZY, race=True, omit=barrier.line), 64)
 
 
-def load_box(column: int) -> None:
-    """Load a box of four fp32 from `column` on of an array of 64, by TMA."""
+TMA_LOAD = (
+    "@!%p1 mbarrier.arrive.expect_tx.shared.b64 _, [%r0], 16;\n"
+    "@!%p1 cp.async.bulk.tensor.1d.shared::cta.global.tile.mbarrier::complete_tx::bytes "
+    "[%r8], [%rd0, {%r9}], [%r0];\n"
+)
+LOADED = "wait:\nmbarrier.try_wait.parity.shared.b64 %p2, [%r0], 0;\n@!%p2 bra wait;\n"
+TMA_STORE = (
+    "@!%p1 cp.async.bulk.tensor.1d.global.shared::cta.tile.bulk_group [%rd0, {%r9}], [%r8];\n"
+    "cp.async.bulk.commit_group;\n"
+)
+
+
+def move_box(transfer: str, column: int = 4) -> None:
+    """By TMA, a box of four fp32 from `column` on of an array of 64."""
     buffers = Buffers()
     array = buffers.array(np.zeros(64, np.float32))
     words = np.zeros(32, np.uint32)  # a CUtensorMap, see tma.c: one dimension of fp32
     words[0], words[1] = array.ctypes.data & 0xFFFFFFFF, array.ctypes.data >> 32
     words[2], words[8], words[13] = 7 << 7, len(array) - 1, 3 << 24
     tensor_map = buffers.array(words)
-    body = (
-        f"{INIT}mov.b32 %r9, {column};\nadd.s32 %r8, %r0, 128;\n"
-        "@!%p1 mbarrier.arrive.expect_tx.shared.b64 _, [%r0], 16;\n"
-        "@!%p1 cp.async.bulk.tensor.1d.shared::cta.global.tile.mbarrier::complete_tx::bytes "
-        "[%r8], [%rd0, {%r9}], [%r0];\n"
-    )
-    launch(module(body, 1), [tensor_map], buffers)
+    body = f"{INIT}mov.b32 %r9, {column};\nadd.s32 %r8, %r0, 128;\n{transfer}"
+    launch(module(body, 1), [tensor_map], buffers, Emulator(LAZY))
 
 
 def test_tma_from_a_column_that_is_no_multiple_of_16_bytes_is_refused():
-    load_box(4)
+    move_box(TMA_LOAD + LOADED)
     with pytest.raises(KernelError, match="column 5 of 4 bytes each is not at a multiple of 16"):
-        load_box(5)
+        move_box(TMA_LOAD + LOADED, column=5)
+
+
+@pytest.mark.parametrize(
+    ("transfer", "message"),
+    [
+        (TMA_LOAD, "this load may still write to its shared memory"),
+        (TMA_STORE, "this store may still read its shared memory"),
+        (f"{TMA_STORE}cp.async.bulk.wait_group 1;\n", "this store may still read"),
+        (f"{TMA_STORE}cp.async.bulk.wait_group 0;\n", None),
+        (f"{TMA_STORE}cp.async.bulk.wait_group.read 0;\n", None),
+    ],
+)
+def test_a_block_that_ends_during_a_transfer_is_refused(transfer, message):
+    if message is None:
+        move_box(transfer)
+        return
+    with pytest.raises(KernelError, match=rf"the block has ended, but {message}.*PTX line \d+"):
+        move_box(transfer)
 
 
 MEET = "barrier.cluster.arrive;\nbarrier.cluster.wait;\n"

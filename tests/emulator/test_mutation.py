@@ -50,9 +50,7 @@ def test_a_complete_kernel_with_a_race_is_refused():
 
 
 # Of the padded GEMM's first tile: see docs/2026-11-25-emulator.md.
-UNNOTICED = {
-    "fence.mbarrier_init.release.cluster", "bar.warp.sync", "cp.async.bulk.wait_group",
-}  # fmt: skip
+UNNOTICED = {"fence.mbarrier_init.release.cluster", "bar.warp.sync"}
 
 
 def test_every_fifth_omission_in_the_padded_gemm():
