@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from bundle.dataset import packing
 from bundle.dataset.loading import load_dataset
 from bundle.dataset.manifest import PackError, read_config
 from bundle.dataset.packing import pack_in_place, solution_folders
@@ -31,6 +32,10 @@ def chain(folder, count):
         write(folder / f"m{number}.py", f"from .m{number + 1} import x\n")
     write(folder / f"m{count}.py", "x = 1\n")
     write(folder / "main.py", "from .m0 import x\n" + control("good"))
+
+
+def enclose(path, before, after=""):
+    path.write_text(before + path.read_text() + after)
 
 
 def make_folder_of(path):
@@ -112,6 +117,29 @@ CASES = {
     ),
     "unary_minuses": (lambda f: write(f / "x.py", "-" * 200_000 + "1"), "x.py: "),
     "parentheses": (lambda f: write(f / "x.py", "(" * 5000), "x.py"),
+    "many_fields": (  # minutes, if nobody stopped it
+        lambda f: write(f / "x.py", "x = f'" + "{a}" * 1_300_000 + "'"),
+        "x.py: Python cannot parse it: takes too much time or memory",
+    ),
+    "many_fields_in_many_files": (
+        lambda f: [write(f / f"x{i}.py", "x = f'" + "{a}" * 40_000 + "'") for i in range(99)],
+        "parsing this solution's Python takes more than 3 s",
+    ),
+    "many_lines": (lambda f: write(f / "x.py", "a\n" * (2 << 20)), "x.py: Python cannot parse it"),
+    "large_source": (lambda f: write(f / "x.py", "# " + "x" * (2 << 20) + "\nx = 1\n"), None),
+    "large_main": (lambda f: enclose(f / "main.py", "#" * 20_000 + "\n"), None),
+    "large_wrong_main": (
+        lambda f: enclose(f / "main.py", "#" * 20_000 + "\n", "\ndef run(x, *y, z): pass\n"),
+        "but takes (x, *y, z)",
+    ),
+    "large_syntax_error": (
+        lambda f: write(f / "x.py", "#" * 20_000 + "\nx = (\n"),
+        "x.py:2: syntax error: '(' was never closed",
+    ),
+    "large_import": (
+        lambda f: write(f / "x.py", "#" * 20_000 + "\nfrom .y import a\n"),
+        "x.py:2: relative import of ",
+    ),
     "nul_in_source": (lambda f: write(f / "x.py", "x = 1\0"), "x.py"),
     "long_chain": (lambda f: chain(f, 1500), None),
     "packed_is_folder": (lambda f: (f / "solution.json").mkdir(), "solution.json: cannot"),
@@ -127,7 +155,9 @@ def all_at_once(tmp_path_factory):
     root = make_bundle(tmp_path_factory.mktemp("bundle"), dict.fromkeys(names, control("good")))
     for name, (spoil, _) in CASES.items():
         spoil(root / "solutions" / name)
-    problems = pack_in_place(solution_folders(root), root)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing, "PARSE_SECONDS", 3.0)
+        problems = pack_in_place(solution_folders(root), root)
     packed = {p.parent.name for p in root.glob("solutions/*/solution.json") if p.is_file()}
     return root, problems, packed
 

@@ -5,9 +5,7 @@ solutions/common/ that they import, directly or through each other, by relative 
 the harness would trip over later, in a worker process, is an error here.
 """
 
-import ast
 import os
-import warnings
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -18,10 +16,13 @@ from ..files import replace_file
 from ..paths import BadInput
 from .loading import load_definition
 from .manifest import CONFIG_FILE, PackError, read_config
+from .syntax import Import, Syntax, SyntaxProblem, processor_seconds, read_syntax
 from .untrusted import JSON_BYTES, SOURCE_BYTES, TREE_BYTES, TREE_ENTRIES, read_text
 
 PACKED_FILE = "solution.json"
 COMMON = "common"
+PARSE_SECONDS = 10.0
+"""Of a processor, for all files of one solution: those of this bundle take 0.3 s at most."""
 PYTHON_LANGUAGES = (
     SupportedLanguages.PYTHON,
     SupportedLanguages.TRITON,
@@ -162,24 +163,18 @@ def _own_files(folder: Path) -> Iterator[Path]:
                 yield path
 
 
-def _check_signature(module: ast.Module, name: str, expected: list[str]) -> str | None:
+def _check_signature(syntax: Syntax, name: str, expected: list[str]) -> str | None:
     """What is wrong with function `name`; None if it takes exactly `expected`, in that order.
 
     The harness counts the parameters only, and passes arguments by position.
     """
-    functions = [node for node in module.body if isinstance(node, ast.FunctionDef)]
-    function = next((node for node in functions if node.name == name), None)
+    function = syntax.functions.get(name)
     if function is None:
         return f" does not define a top-level function {name!r}"
-    arguments = function.args
-    actual = [argument.arg for argument in arguments.posonlyargs + arguments.args]
-    extra = [f"*{arguments.vararg.arg}"] if arguments.vararg else []
-    extra += [argument.arg for argument in arguments.kwonlyargs]
-    extra += [f"**{arguments.kwarg.arg}"] if arguments.kwarg else []
-    if actual + extra != expected:
+    if function.parameters != expected:
         return (
-            f":{function.lineno}: {name} must take exactly ({', '.join(expected)}), "
-            f"but takes ({', '.join(actual + extra)})"
+            f":{function.line}: {name} must take exactly ({', '.join(expected)}), "
+            f"but takes ({', '.join(function.parameters)})"
         )
     return None
 
@@ -187,16 +182,18 @@ def _check_signature(module: ast.Module, name: str, expected: list[str]) -> str 
 class _SourceTree:
     """The files of one solution, keyed by their path below solutions/.
 
-    `contents` maps path to text, `modules` path to syntax tree, `problems` lists what is wrong.
+    `contents` maps path to text, `modules` path to its syntax, `problems` lists what is wrong.
     """
 
     def __init__(self, folder: Path) -> None:
         self.root = folder.parent
         self.name = folder.name
         self.contents: dict[PurePosixPath, str] = {}
-        self.modules: dict[PurePosixPath, ast.Module] = {}
+        self.modules: dict[PurePosixPath, Syntax] = {}
         self.problems: list[str] = []
         self.size = 0
+        self.seconds = PARSE_SECONDS
+        """Left for parsing."""
         self.unfollowed: list[PurePosixPath] = []
         for number, path in enumerate(_own_files(folder)):
             if number == TREE_ENTRIES:
@@ -217,27 +214,27 @@ class _SourceTree:
         self.contents[path] = text
         if file.suffix != ".py":
             return
+        if self.seconds <= 0:
+            return
+        start = processor_seconds()
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # Python will warn where the file is imported
-                self.modules[path] = ast.parse(text)
-        except SyntaxError as error:
-            self.problems.append(f"{file}:{error.lineno}: syntax error: {error.msg}")
-            return
-        except (ValueError, RecursionError, MemoryError) as error:
-            self.problems.append(f"{file}: Python cannot parse it: {error or 'nested too deeply'}")
-            return
-        self.unfollowed.append(path)
+            self.modules[path] = read_syntax(text, self.seconds)
+            self.unfollowed.append(path)
+        except SyntaxProblem as problem:
+            line = "" if problem.line is None else f":{problem.line}"
+            self.problems.append(f"{file}{line}: {problem}")
+        self.seconds -= processor_seconds() - start
+        if self.seconds <= 0:  # said once
+            self.problems.append(
+                f"{file}: parsing this solution's Python takes more than {PARSE_SECONDS:g} s"
+            )
 
     def _follow_imports(self, path: PurePosixPath) -> None:
-        for node in ast.walk(self.modules[path]):
-            if isinstance(node, ast.Import):
-                for alias in node.names:
-                    self._check_absolute(path, node.lineno, alias.name)
-            elif isinstance(node, ast.ImportFrom) and node.level == 0:
-                self._check_absolute(path, node.lineno, node.module or "")
-            elif isinstance(node, ast.ImportFrom):
-                self._follow(path, node)
+        for found in self.modules[path].imports:
+            if found.level == 0:
+                self._check_absolute(path, found.line, found.module)
+            else:
+                self._follow(path, found)
 
     def _text_of(self, path: PurePosixPath) -> str | None:
         """The text of one file; None if there is none to pack, or a problem with it."""
@@ -276,16 +273,16 @@ class _SourceTree:
                 "import it relatively"
             )
 
-    def _follow(self, path: PurePosixPath, node: ast.ImportFrom) -> None:
+    def _follow(self, path: PurePosixPath, found: Import) -> None:
         """Add the files that one relative import needs."""
-        where = f"{self.root / path}:{node.lineno}"
-        if node.level > len(path.parts):
+        where = f"{self.root / path}:{found.line}"
+        if found.level > len(path.parts):
             self.problems.append(f"{where}: relative import goes above solutions/")
             return
-        package = path.parents[node.level - 1]
-        target = package.joinpath(*node.module.split(".")) if node.module else package
+        package = path.parents[found.level - 1]
+        target = package.joinpath(*found.module.split(".")) if found.module else package
         # in `from ..a import b`, b is the module a/b, or else a name in a.py or a/__init__.py
-        names = [alias.name for alias in node.names] if self._is_package(target) else []
+        names = found.names if self._is_package(target) else []
         for wanted in [target / name for name in names] or [target]:
             if wanted.parts[0] not in (self.name, COMMON):
                 self.problems.append(
