@@ -4,7 +4,7 @@
     python scripts/digests.py            # on a Hopper GPU; writes emulator/hardware/digests.json
     python scripts/digests.py --emulated [--only TEXT]  # compares the emulator with that file
 
-The emulator takes a minute and about 6 GiB for the real geometry.
+The emulator takes up to a minute for a case of the real geometry, and 3.2 GiB.
 """
 
 from __future__ import annotations
