@@ -1,5 +1,6 @@
 """Solutions' processes can use CUDA: nothing has asked for a GPU in the process that forks them."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,8 @@ def begin(tmp_path, monkeypatch):
 
     def prepare(lines=""):
         (tmp_path / "sitecustomize.py").write_text(MARKED_FORKS.read_text() + lines)
-        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        paths = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
 
     return prepare
 

@@ -15,8 +15,10 @@ from ..sandbox.poison import never_written
 from .trials import Call, moved
 
 FOLLOWED = 0.5
-"""Share of the elements moved by a change that must have followed it. An output from memory has
-none of them right; a solution close to its tolerances may miss the required ratio on so few."""
+"""Share of the elements moved by a change that must have followed it.
+
+They lie in rows that a legal error does not look like (`trials.MOST`): an output from memory has
+none of them right, a solution at its required ratio of 0.85 at least 70 %."""
 
 
 class WrongNumbers(Failure):
