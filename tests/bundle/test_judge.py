@@ -1,4 +1,4 @@
-"""A coarse but honest solution is never accused of answers from memory; one that has them always."""
+"""A coarse, honest solution is never taken for one that answers from memory; that one always is."""
 
 import math
 from dataclasses import replace
@@ -53,10 +53,12 @@ def noisy(output):
 
 
 def is_accused(output, call, settings=SETTINGS):
+    """Whether it does not follow its inputs; raises if something else is wrong with it."""
     try:
         Verdict().add(["output"], [output], call, settings)
     except WrongNumbers as error:
-        assert "does not follow its inputs" in error.message
+        if "does not follow its inputs" not in error.message:
+            raise
         return True
     return False
 
@@ -77,7 +79,8 @@ def reference_of(inputs):
 
 @pytest.mark.parametrize("name", ["hidden_states", "hidden_states_scale"])
 def test_coarse_solution_passes_and_kept_output_does_not(name):
-    workload = SimpleNamespace(inputs=dict.fromkeys(DEFINITION.inputs, SimpleNamespace(type="random")))
+    random = SimpleNamespace(type="random")
+    workload = SimpleNamespace(inputs=dict.fromkeys(DEFINITION.inputs, random))
     for _ in range(100):
         hidden_states = torch.randn(TOKENS, HIDDEN).clamp(-2, 2).to(torch.float8_e4m3fn)
         scale = torch.randn(TOKENS, HIDDEN // BLOCK)

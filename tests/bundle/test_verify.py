@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from bundle.dataset.loading import load_dataset
@@ -11,8 +12,8 @@ from bundle.machine import provenance
 from bundle.paths import ROOT
 from bundle.probes.store import Failed, load_all
 from bundle.probes.verification import VerificationReport, VerificationRow, verification_sheets
-from bundle.runs.verification import make_plan, verify
-from bundle.sandbox.contract import Limits
+from bundle.runs.verification import Findings, _check_clock, make_plan, verify
+from bundle.sandbox.contract import Failure, Limits
 from bundle.sandbox.launcher import Launcher
 from bundle.sandbox.processes import descendants
 from toy_bundle import DEFINITION, control, make_bundle, packed
@@ -99,6 +100,20 @@ def test_controls_on_cuda(bench, name):
     launcher, check = bench
     assert_found(check(name, "cuda:0"), ON_CUDA[name])
     assert descendants(launcher.process.pid) == []
+
+
+@pytest.mark.parametrize("disturbed", [0, 20, 25])
+def test_a_busy_machine_accuses_nobody(disturbed):
+    """Until one of 25 times is undisturbed; a clock that is false is so in all of them."""
+    times = [(2e-3, 150e-6)] * (disturbed + 1) + [(200e-6, 150e-6)] * 5  # one to warm up
+    process = SimpleNamespace(time=lambda calls: times.pop(0))
+    found = Findings()
+    if disturbed < 25:
+        _check_clock(process, found)
+        assert found.seen_us == pytest.approx(200.0)
+    else:
+        with pytest.raises(Failure, match="by its own clock a call takes 150.0 us"):
+            _check_clock(process, found)
 
 
 def test_script_stores_and_shows_the_verdicts(tmp_path):

@@ -32,13 +32,13 @@ MOST = 0.5
 """Share of a row that a change must move beyond the tolerances for the row to tell anything.
 
 The tolerance is relative, so a weak change moves the elements near zero alone, and those an honest
-solution misses too. Of the elements moved in rows that tell, one that has the required ratio r there
+solution misses too. Of the elements moved in rows that tell, one with the required ratio r there
 misses at most (1 - r) / MOST, 30 % at r = 0.85, and an output from memory all of them.
 
 Simulated: 1,200 spikes in `hidden_states`, DeepSeek-V3's sizes, scales drawn from a normal
-distribution (so that a spike in a block of scale near zero is weak), and a solution that requantises
-before both GEMMs, which leaves 11 % of a row wrong, at most 15.3 %. It missed more than half of what
-moved for 21 of the spikes, all of which moved less than a fifth of the row; and at most 24.5 % for the
+distribution (a spike in a block of scale near zero is weak), and a solution that requantises before
+both GEMMs, which leaves 11 % of a row wrong, at most 15.3 %. It missed more than half of what moved
+for 21 of the spikes, all of which moved less than a fifth of the row; and at most 24.5 % for the
 1,122 that moved half of it or more."""
 FACTOR = 16.0
 """By how much a changed element exceeds its tensor: enough to show in a sum of thousands."""

@@ -38,6 +38,8 @@ ROUNDS = 2
 """How often each input changes; in the second round on a GPU under a stream of its own."""
 TIMES, TIMED_CALLS = 5, 4
 """The most favourable of 5 times 4 calls counts: other load on the machine disturbs some."""
+MOST_TIMES = 25
+"""Before a solution is accused: on a busy machine each of the first five may be disturbed."""
 CLOCK_SHARE = 0.5
 """The least share of the time seen from outside that a solution's own clock may show."""
 COMPARED_CALLS = 15
@@ -174,14 +176,25 @@ def _check_clock(process: SolutionProcess, found: Findings) -> None:
     """
     process.time(2)
     times = [process.time(TIMED_CALLS) for _ in range(TIMES)]
-    seen, claimed = min(times, key=lambda time: time[0] - time[1])
+    while not _is_plausible(*_best(times)) and len(times) < MOST_TIMES:
+        times.append(process.time(TIMED_CALLS))
+    seen, claimed = _best(times)
     found.seen_us, found.claimed_us = seen * 1e6, claimed * 1e6
-    if claimed < CLOCK_SHARE * (seen - CLOCK_SECONDS):
+    if not _is_plausible(seen, claimed):
         raise Failure(
             EvaluationStatus.RUNTIME_ERROR,
             f"by its own clock a call takes {found.claimed_us:.1f} us, seen from outside "
             f"{found.seen_us:.1f} us",
         )
+
+
+def _best(times: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """The most favourable of some times seen and claimed."""
+    return min(times, key=lambda time: time[0] - time[1])
+
+
+def _is_plausible(seen: float, claimed: float) -> bool:
+    return claimed >= CLOCK_SHARE * (seen - CLOCK_SECONDS)
 
 
 def _check_repetition(process: SolutionProcess, plan: Plan) -> None:
