@@ -87,7 +87,7 @@ def choose(candidates: Sequence[Candidate], rows_per_expert: Iterable[int]) -> G
 # once is best. A second token tile whose weights the blocks of a cluster share costs little, a
 # third reads them again and does not multiply fast enough. With more rows, tokens on M and by TMA
 # multiply fastest. The costs are fitted to whole layers on an H100, such that the choice changes
-# little if they are a few percent off (docs/2026-11-25-cutedsl-choice.md).
+# little if they are a few percent off (docs/2026-11-25-cutedsl-middle.md).
 FEW = GemmConfig(swap_ab=True, block_m=16, block_n=128, num_warpgroups=1, num_stages=12)
 SWAPPED = (
     Candidate(
@@ -98,20 +98,14 @@ SWAPPED = (
         GemmConfig(
             swap_ab=True, block_m=64, block_n=256, num_warpgroups=2, num_stages=4, cluster=2
         ),
-        expert_cost=1, tile_cost=99,
-    ),
-    Candidate(
-        GemmConfig(
-            swap_ab=True, block_m=80, block_n=256, num_warpgroups=2, num_stages=4, cluster=2
-        ),
-        expert_cost=11, tile_cost=99,
+        expert_cost=1, tile_cost=111,
     ),
 )  # fmt: skip
 TOKENS_ON_M = Candidate(
     GemmConfig(
         swap_ab=False, block_m=128, block_n=256, num_warpgroups=2, num_stages=4, cluster=2
     ),
-    expert_cost=225, tile_cost=16,
+    expert_cost=238, tile_cost=9,
 )  # fmt: skip
 SM_90 = (
     (16, only(FEW)),
