@@ -141,9 +141,7 @@ def test_v3_refuses_what_it_cannot_do(experts, n, k):
 KINDS = [0, len(CONFIGS) - 2, len(CONFIGS) - 1]
 
 
-@pytest.fixture(
-    scope="module", params=[KINDS, pytest.param([1], marks=pytest.mark.long)], ids=str
-)
+@pytest.fixture(scope="module", params=[KINDS, pytest.param([1], marks=pytest.mark.long)], ids=str)
 def compiled_kernels(request):
     """(configuration, facts) of some."""
     pytest.importorskip("cutlass")
