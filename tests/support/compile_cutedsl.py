@@ -1,5 +1,5 @@
-"""Compile every shipped CuTe DSL configuration for sm_90a, then the kernel that has several of them;
-one JSON line of facts per compilation."""
+"""Compile every shipped CuTe DSL configuration for sm_90a, then the kernel that has several of
+them; one JSON line of facts per compilation."""
 
 import json
 import os
