@@ -29,7 +29,7 @@ sizes = pytest.mark.parametrize(
 
 
 def test_compiled_once_per_configuration(monkeypatch):
-    """Over all 19 workloads, and again: few tokens, swapped tiles, those and tokens on M."""
+    """Over all 19 workloads, and again: up to 16 tokens, and more."""
     compiled = []
 
     def record(self, options):
@@ -50,7 +50,7 @@ def test_compiled_once_per_configuration(monkeypatch):
             assert size > 8 * row.seq_len * 7168 * 2  # y alone
     finally:
         layer._compiled.cache_clear()
-    assert len(compiled) == len(set(compiled)) == 3
+    assert len(compiled) == len(set(compiled)) == 2
 
 
 @pytest.mark.gpu

@@ -1,4 +1,4 @@
-"""Compile every shipped CuTe DSL configuration for sm_90a, then the kernels that have several of
+"""Compile every shipped CuTe DSL configuration for sm_90a, then the kernel that has several of
 them; one JSON line of facts per compilation."""
 
 import json
@@ -13,7 +13,7 @@ os.environ.update(CUTE_DSL_ARCH="sm_90a", CUTE_DSL_DUMP_DIR=SCRATCH)
 import cutlass.cute as cute  # noqa: E402
 from accumulator import places  # noqa: E402
 from mock_cuda import MockRuntime  # noqa: E402
-from sass import fingerprints, inspect, resources  # noqa: E402
+from sass import fingerprints, inspect, loops_around, resources  # noqa: E402
 
 from solutions.common.cutedsl import routing  # noqa: E402
 from solutions.common.cutedsl.config import CONFIGS, FEW, SM_90, only  # noqa: E402
@@ -37,8 +37,7 @@ def launches(layer: MoeLayer, compiled, num_tokens: int) -> list[dict]:
     """What each kernel of a call is launched with; the GEMMs' last, its TMA descriptors with it."""
     runtime = MockRuntime(compiled, Path(SCRATCH))
     integers = [num_tokens, 32, FACTOR_BITS]
-    kernels = len({candidate.config.swap_ab for candidate in layer.candidates})  # of the GEMMs
-    number = kernels + (1 if num_tokens <= routing.FEW_TOKENS else 2)
+    number = 2 if num_tokens <= routing.FEW_TOKENS else 3  # the last is the GEMMs'
     # behind the two of the weights come 14 pointers and 2 integers, then four and their tensors
     descriptors = 2 if layer.candidates[-1].config.swap_ab else 26
     return [
@@ -47,10 +46,10 @@ def launches(layer: MoeLayer, compiled, num_tokens: int) -> list[dict]:
     ]
 
 
-def descriptor_moves(sass: str) -> list[float]:
-    """Of each kernel with wgmmas, moves from vector to uniform registers per wgmma, ascending."""
-    kernels = [part for part in sass.split(".text.kernel_cutlass_") if "QGMMA" in part]
-    return sorted(part.count("R2UR") / part.count("QGMMA") for part in kernels)
+def descriptor_moves(sass: str) -> list[int]:
+    """Of each loop with wgmmas, its moves from vector to uniform registers."""
+    (kernel,) = (part for part in sass.split(".text.kernel_cutlass_") if "QGMMA" in part)
+    return [loop.count("R2UR") for loop in loops_around(kernel, "QGMMA")]
 
 
 def main():
@@ -82,7 +81,7 @@ def main():
         **resources(usage, sass, INSTRUCTIONS),
         "code": fingerprints(compiled.artifacts.CUBIN, usage),
         "launches": launches(layer, compiled, 3000)[2:],
-        "descriptors": descriptor_moves(sass),
+        "descriptor_moves": descriptor_moves(sass),
     }
     print(json.dumps({"candidates": len(candidates), **facts}))
 

@@ -1,24 +1,16 @@
-"""Several tile configurations in one launch: the rows of each expert, known only on the device,
+"""Several tile configurations in one kernel: the rows of each expert, known only on the device,
 decide which of them works.
 
 What a configuration takes depends on how many rows an expert has, not on how many tokens there are.
-The routing tells the rows to the device, and the host must not wait for them. So the kernels hold
+The routing tells the rows to the device, and the host must not wait for them. So the kernel holds
 the code of every candidate (`config.Candidate`), and each block, once the routing is there, runs
-that of the least estimated time, or leaves if another kernel has it. All blocks read the same
-numbers and come to the same choice.
+that of the least estimated time. All blocks read the same numbers and come to the same choice.
 
-Candidates with tokens on the same side of the multiplication share a kernel. One kernel for all
-would spare some microseconds, but from about 37 wgmmas on ptxas 13.4 no longer keeps their
-descriptors in uniform registers: with tokens on M, bound by the tensor cores, that costs 5 %
-(docs/2026-11-25-cutedsl-middle.md).
-
-All candidates have the same threads; a block's memory is that of its kernel's largest. The scratch
-memory is laid out for any of them.
+All candidates have the same threads; a block's memory is that of the largest. The scratch memory is
+laid out for any of them.
 """
 
 from __future__ import annotations
-
-from itertools import groupby
 
 import cuda.bindings.driver as cuda
 import cutlass
@@ -52,8 +44,8 @@ def cheapest(candidates: tuple[Candidate, ...], rows: Int32) -> Int32:
 class AdaptiveGemms:
     """Both GEMMs and the combine, see the module's docstring.
 
-    gemms: one for each candidate, those of a kernel next to each other. What is prefetched while
-    the routing runs is the first one's. Raises ValueError where the candidates do not fit together.
+    gemms: one for each candidate. What is prefetched while the routing runs is the first one's.
+    Raises ValueError where the candidates do not fit together.
     """
 
     def __init__(self, candidates: tuple[Candidate, ...], gemms: tuple[MoeGemms, ...]):
@@ -63,10 +55,6 @@ class AdaptiveGemms:
                 raise ValueError(f"{name}: must be the same for all candidates, got {values}")
         self.candidates = candidates
         self.gemms = gemms
-        self.kernels = tuple(
-            tuple(numbers)
-            for _, numbers in groupby(range(len(gemms)), lambda i: gemms[i].config.swap_ab)
-        )
         self.threads = gemms[0].threads
         self.experts = gemms[0].geometry.num_local_experts
         self.cluster = max(each.config.cluster for each in gemms)
@@ -102,44 +90,33 @@ class AdaptiveGemms:
         w1, w2 = inputs.gemm1_weights, inputs.gemm2_weights
         for each in self.gemms:
             each.shared = each.storage()
-        for members in cutlass.range_constexpr(len(self.kernels)):
-            gemms = [self.gemms[i] for i in self.kernels[members]]
-            self.kernel(
-                members,
-                tuple(each.consumers.weight_loads(w1, w2) for each in gemms),
-                tuple(each.consumers.tiled_mma() for each in gemms),
-                operands,
-                tuple(
-                    each.tokens.token_loads(scratch.act, scratch.act_scale, act_rows)
-                    for each in gemms
-                ),
-            ).launch(
-                grid=(self.num_blocks, 1, 1), cluster=(self.cluster, 1, 1),
-                block=(self.threads, 1, 1), min_blocks_per_mp=1, stream=stream, use_pdl=True,
-            )  # fmt: skip
+        self.kernel(
+            tuple(each.consumers.weight_loads(w1, w2) for each in self.gemms),
+            tuple(each.consumers.tiled_mma() for each in self.gemms),
+            operands,
+            tuple(
+                each.tokens.token_loads(scratch.act, scratch.act_scale, act_rows)
+                for each in self.gemms
+            ),
+        ).launch(
+            grid=(self.num_blocks, 1, 1), cluster=(self.cluster, 1, 1),
+            block=(self.threads, 1, 1), min_blocks_per_mp=1, stream=stream, use_pdl=True,
+        )  # fmt: skip
 
     @cute.kernel
-    def kernel(
-        self, number: cutlass.Constexpr, loads: tuple, tiled_mmas: tuple, operands: GemmOperands,
-        token_loads: tuple,
-    ):  # fmt: skip
-        """number: of the kernel; the tuples: for each of its candidates."""
-        members = self.kernels[number]
-        size = max(self.gemms[i].shared.size_in_bytes() for i in members)
+    def kernel(self, loads: tuple, tiled_mmas: tuple, operands: GemmOperands, token_loads: tuple):
+        """The tuples: for each candidate."""
+        size = max(each.shared.size_in_bytes() for each in self.gemms)
         memory = SmemAllocator().allocate(size, SHARED_ALIGNMENT)
-        if cutlass.const_expr(number == 0):
-            first = self.gemms[0]
-            first.prefetch(operands)
-            first.prefetch_weights(first.shared(memory), loads[0], operands.num_tokens)
+        first = self.gemms[0]
+        first.prefetch(operands)
+        first.prefetch_weights(first.shared(memory), loads[0], operands.num_tokens)
         arch.griddepcontrol_launch_dependents()
         arch.griddepcontrol_wait()
         choice = arch.make_warp_uniform(self.choose(operands.expert_offsets))
-        for i in cutlass.range_constexpr(len(members)):
-            if choice == members[i]:
-                self.run(
-                    self.gemms[members[i]], memory, loads[i], tiled_mmas[i], operands,
-                    token_loads[i],
-                )  # fmt: skip
+        for i in cutlass.range_constexpr(len(self.gemms)):
+            if choice == i:
+                self.run(self.gemms[i], memory, loads[i], tiled_mmas[i], operands, token_loads[i])
 
     @cute.jit
     def run(

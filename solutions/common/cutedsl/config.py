@@ -87,9 +87,9 @@ def choose(candidates: Sequence[Candidate], rows_per_expert: Iterable[int]) -> G
 # once is best. A second token tile whose weights the blocks of a cluster share costs little, a
 # third reads them again and does not multiply fast enough. With more rows, tokens on M and by TMA
 # multiply fastest. The costs are fitted to whole layers on an H100, such that the choice changes
-# little if they are a few percent off (docs/2026-11-25-cutedsl-choice.md).
+# little if they are a few percent off (docs/2026-11-25-cutedsl-middle.md).
 FEW = GemmConfig(swap_ab=True, block_m=16, block_n=128, num_warpgroups=1, num_stages=12)
-SWAPPED = (
+MANY = (
     Candidate(
         GemmConfig(swap_ab=True, block_m=16, block_n=128, num_warpgroups=2, num_stages=12),
         expert_cost=20, tile_cost=72,
@@ -98,26 +98,16 @@ SWAPPED = (
         GemmConfig(
             swap_ab=True, block_m=64, block_n=256, num_warpgroups=2, num_stages=4, cluster=2
         ),
-        expert_cost=1, tile_cost=99,
+        expert_cost=1, tile_cost=111,
     ),
     Candidate(
         GemmConfig(
-            swap_ab=True, block_m=80, block_n=256, num_warpgroups=2, num_stages=4, cluster=2
+            swap_ab=False, block_m=128, block_n=256, num_warpgroups=2, num_stages=4, cluster=2
         ),
-        expert_cost=11, tile_cost=99,
+        expert_cost=238, tile_cost=9,
     ),
 )  # fmt: skip
-TOKENS_ON_M = Candidate(
-    GemmConfig(
-        swap_ab=False, block_m=128, block_n=256, num_warpgroups=2, num_stages=4, cluster=2
-    ),
-    expert_cost=225, tile_cost=16,
-)  # fmt: skip
-SM_90 = (
-    (16, only(FEW)),
-    (160, SWAPPED),  # no expert can have rows enough for the last one, a kernel more to launch
-    (float("inf"), (*SWAPPED, TOKENS_ON_M)),
-)
+SM_90 = ((16, only(FEW)), (float("inf"), MANY))
 
 # Estimated, never measured: an expert's first token tile reads its weights from DRAM, the others
 # from L2, taken to be 1.6 times as fast; of equals, the tile that leaves room for more stages is

@@ -66,6 +66,18 @@ class Ring:
         cute.arch.mbarrier_arrive(self.empty_barrier(state), block)
 
     @cute.jit
+    def release_by_halves(self, state: PipelineState):
+        """Reader, all lanes of a warp, without a cluster: release a slot, by 32 arrivals.
+
+        The halves of the warp arrive in two branches: then ptxas 13.4 keeps the descriptors of a
+        loop's wgmmas in uniform registers, and else not (docs/2026-11-25-cutedsl-middle.md).
+        """
+        if cute.arch.lane_idx() < 16:
+            self.arrive_empty(state)
+        else:
+            self.arrive_empty(state)
+
+    @cute.jit
     def release(self, state: PipelineState, block: Int32):
         """Reader, all lanes of a warp: release a slot in the own block and in `block` of its
         cluster; that is 32 arrivals in the own block, and one in `block` if it is another.

@@ -192,6 +192,9 @@ class SwapAb(WgmmaConsumers):
                     final[up, half * atoms + m, 0] += part[up, m, 0] * lo_scale
                     final[down, half * atoms + m, 0] += part[down, m, 0] * hi_scale
         if cutlass.const_expr(number == spans * halves - 1):
-            block.ring.release(state, 1 - block_rank(self.config.cluster))
+            if cutlass.const_expr(self.config.cluster == 1):
+                block.ring.release_by_halves(state)
+            else:
+                block.ring.release(state, 1 - block_rank(self.config.cluster))
             state.advance()
         return state
