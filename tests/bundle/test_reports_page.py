@@ -69,6 +69,13 @@ def test_a_picture_of_the_layers_leaves_out_what_is_always_far_behind(tmp_path):
     for _, plot in panels:
         drawn = {series.name for series in plot.series}
         assert drawn == {*SOLUTIONS} - {"torch_moe"} and plot.level == 1.0
+        assert plot.unit == "x"
+    far = next(row for row in made.rows if row.solution == "triton_fused_moe_v2")
+    far.cold_us = 900.0
+    for _, plot in ratio_panels(made, tmp_path):
+        values = next(each.values for each in plot.series if each.name == far.solution)
+        cut = plot.id.startswith(f"panel-{far.routing}-")
+        assert (None in values) == cut and (plot.unit == "x, up to 4") == cut
     made.rows = [row for row in made.rows if row.seq_len == 901]
     assert ratio_panels(made, tmp_path) == []  # nothing to draw a line through
 

@@ -35,6 +35,7 @@ from ..sheets import Sheet
 from .plots import Plot, Series
 
 FAR = 2.0
+TOP = 4.0  # of the picture: a line far above would flatten all others
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,8 @@ def layer_plots(report: LayerReport, prefix: str, folder: Path) -> list[tuple[st
 
 def ratio_panels(report: LayerReport, folder: Path) -> list[tuple[str, Plot]]:
     """For each routing with several workloads, its name and the ratios of the solutions that come
-    within FAR of the best other somewhere: a picture for a document."""
+    within FAR of the best other somewhere: a picture for a document. What is above TOP is not drawn,
+    and the axis says so."""
     panels = []
     for routing, plots in layer_plots(report, "panel", folder):
         for plot in plots:
@@ -122,7 +124,12 @@ def ratio_panels(report: LayerReport, folder: Path) -> list[tuple[str, Plot]]:
                 for series in plot.series
                 if min(value for value in series.values if value is not None) < FAR
             ]
-            panels.append((routing, replace(plot, series=near)))
+            below = [
+                Series(series.name, [x if x is not None and x <= TOP else None for x in series.values])
+                for series in near
+            ]
+            unit = plot.unit if below == near else f"{plot.unit}, up to {TOP:g}"
+            panels.append((routing, replace(plot, series=below, unit=unit)))
     return panels
 
 
