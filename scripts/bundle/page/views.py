@@ -112,8 +112,8 @@ def layer_plots(report: LayerReport, prefix: str, folder: Path) -> list[tuple[st
 
 def ratio_panels(report: LayerReport, folder: Path) -> list[tuple[str, Plot]]:
     """For each routing with several workloads, its name and the ratios of the solutions that come
-    within FAR of the best other somewhere: a picture for a document. What is above TOP is not drawn,
-    and the axis says so."""
+    within FAR of the best other somewhere: a picture for a document. What is above TOP is not
+    drawn, and the axis says so."""
     panels = []
     for routing, plots in layer_plots(report, "panel", folder):
         for plot in plots:
@@ -125,8 +125,8 @@ def ratio_panels(report: LayerReport, folder: Path) -> list[tuple[str, Plot]]:
                 if min(value for value in series.values if value is not None) < FAR
             ]
             below = [
-                Series(series.name, [x if x is not None and x <= TOP else None for x in series.values])
-                for series in near
+                Series(each.name, [x if x and x <= TOP else None for x in each.values])
+                for each in near
             ]
             unit = plot.unit if below == near else f"{plot.unit}, up to {TOP:g}"
             panels.append((routing, replace(plot, series=below, unit=unit)))
